@@ -1,0 +1,64 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+VENV ?= .venv
+UV_VERSION := 0.13.8
+UV := .tools/bin/uv
+BIN := $(VENV)/bin
+export VIRTUAL_ENV := $(abspath $(VENV))
+export PYTHONPATH :=
+export MLFLOW_DISABLE_TELEMETRY := true
+export GX_ANALYTICS_ENABLED := false
+
+.PHONY: help demo test bench lint env dev requirements clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
+
+demo: env  ## Run the pipeline `respect` on real models and say where to look
+	$(BIN)/coralline pipeline run respect
+
+test: dev  ## Run the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: env  ## Run the benchmarks; JSON and Markdown land in benchmarks/results
+	$(BIN)/python -m benchmarks
+
+lint: dev  ## Style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+env: $(VENV)/.runtime  ## Make the environment for running
+
+dev: $(VENV)/.dev  ## Make the environment for testing
+
+requirements:  ## Pin pyproject.toml into requirements.txt and requirements-dev.txt
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-emit-index-url -o requirements.txt
+	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-emit-index-url -c requirements.txt -o requirements-dev.txt
+
+clean:  ## Remove the environment and everything the runs wrote
+	rm -rf $(VENV) .tools build dist .coralline
+
+# uv is installed beside the environment: it makes one without ensurepip, which
+# Debian packs apart, and --target is allowed where Debian guards the system's Python.
+$(UV):
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools uv==$(UV_VERSION)
+
+$(VENV)/bin/python: | $(UV)
+	$(UV) venv --quiet --python $(PYTHON) $(VENV)
+
+$(VENV)/.runtime: requirements.txt pyproject.toml | $(VENV)/bin/python
+	[ -e $(VENV)/.dev ] || $(UV) pip install --require-hashes --compile-bytecode -r requirements.txt
+	$(UV) pip install --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt pyproject.toml | $(VENV)/bin/python
+	$(UV) pip install --require-hashes --compile-bytecode -r requirements-dev.txt
+	$(UV) pip install --quiet --no-deps --editable .
+	touch $@ $(VENV)/.runtime

@@ -1,0 +1,3 @@
+"""Plan, split, run and measure neural networks on small devices."""
+
+__version__ = "0.1.0"

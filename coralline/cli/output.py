@@ -1,0 +1,72 @@
+"""What the verbs print and write."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coralline.files import write_text
+
+if TYPE_CHECKING:
+    from coralline.staging.problem import Plan
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """One JSON object on stdout, and nothing else."""
+    sys.stdout.write(json.dumps(data, allow_nan=False) + "\n")
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """One JSON object in a file, whole or not at all."""
+    write_text(path, json.dumps(data, allow_nan=False, indent=1) + "\n")
+
+
+def print_plan(plan: Plan, saved: Path | None) -> None:
+    """A plan as a table of its stages."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from coralline.devices.model import MIB
+
+    def amount(value: float) -> str:
+        return f"{value / MIB:.3f} MiB" if plan.unit == "bytes" else f"{value:.3f} {plan.unit}"
+
+    console = Console()
+    simulated = " (simulated device)" if plan.simulated else ""
+    table = Table(
+        title=f"{plan.graph_name}: {plan.n_stages} stages on {plan.device}{simulated}",
+        title_justify="left",
+    )
+    for column in [
+        "stage",
+        "operators",
+        "parameters",
+        "compute",
+        "in",
+        "out",
+        "streaming",
+        "total",
+    ]:
+        table.add_column(column, justify="right")
+    rows = plan.stages
+    for s in range(plan.n_stages):
+        times = [rows[f"{part}_ms"][s] for part in ("compute", "in", "out", "stream", "stage")]
+        table.add_row(
+            str(s),
+            str(plan.stage.count(s)),
+            f"{rows['param_bytes'][s] / MIB:.3f} MiB",
+            *(f"{ms:.3f} ms" for ms in times),
+        )
+    console.print(table)
+    verdict = "proven optimal" if plan.proven_optimal else "not proven optimal"
+    gap = "" if plan.gap is None else f", gap {100 * plan.gap:.2f} %"
+    console.print(
+        f"{plan.objective}: [bold]{amount(plan.value)}[/bold], lower bound "
+        f"{amount(plan.lower_bound)}{gap}, {verdict}; planner {plan.planner}, "
+        f"{plan.solve_seconds:.3f} s"
+    )
+    if saved is not None:
+        console.print(f"written to {saved}")

@@ -1,0 +1,114 @@
+"""`coralline.measurement/v1`: what a board said of a split model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from coralline.errors import UserError
+
+SCHEMA = "coralline.measurement/v1"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Raw samples of one pipeline on one board, with what must stand beside them.
+
+    Attributes:
+        id: Unique; a job keeps its measurement's id over restarts.
+        model: Name, with `model_digest` (SHA-256 of the .tflite).
+        plan: The plan that was run, `coralline.plan/v1`.
+        board: Name in the inventory.
+        board_kind: `host`, `edgetpu-sim`, ...
+        simulated: Whether the times come from a device model.
+        processor: What really ran the operators, as the runtime reports it.
+        meter: Name of the power meter, or None.
+        started_at: ISO 8601, UTC.
+        warmup: Inferences excluded before the first sample.
+        first_inference_ms: Of a fresh pipeline, reported apart.
+        latency_ms: One sample an inference, from entering the first stage to leaving the last.
+        wall_s: From the first sample's entry to the last sample's exit.
+        stage_busy_ms: For each stage one sample an inference.
+        queue_wait_ms: For each stage, time an item waited before it, one sample an inference.
+        transfer_ms: For each stage, copying in and out, one sample an inference.
+        energy_mj_per_inference: Only when metered or simulated.
+        outputs_equal: Whether every checked output had the whole model's bits; None when the
+            board cannot run the model.
+        environment: Processor, kernel, library versions, load, threads.
+    """
+
+    id: str
+    model: str
+    model_digest: str
+    plan: Mapping[str, Any]
+    board: str
+    board_kind: str
+    simulated: bool
+    processor: str
+    meter: str | None
+    started_at: str
+    warmup: int
+    first_inference_ms: float
+    latency_ms: tuple[float, ...]
+    wall_s: float
+    stage_busy_ms: tuple[tuple[float, ...], ...]
+    queue_wait_ms: tuple[tuple[float, ...], ...]
+    transfer_ms: tuple[tuple[float, ...], ...]
+    energy_mj_per_inference: float | None
+    outputs_equal: bool | None
+    environment: Mapping[str, Any]
+
+    def latency_percentile_ms(self, percent: float) -> float:
+        """A percentile of the latency samples (linear interpolation)."""
+        return float(np.percentile(self.latency_ms, percent))
+
+    @property
+    def throughput_fps(self) -> float:
+        """Inferences per second over the whole measurement."""
+        return len(self.latency_ms) / self.wall_s
+
+    @property
+    def measured_bottleneck_ms(self) -> float:
+        """Median busy and transfer time of the slowest stage."""
+        busy = np.asarray(self.stage_busy_ms) + np.asarray(self.transfer_ms)
+        return float(np.median(busy, axis=1).max())
+
+    def summary(self) -> dict[str, float]:
+        """The metrics that tables and MLflow show."""
+        values = {
+            "latency_p50_ms": self.latency_percentile_ms(50),
+            "latency_p90_ms": self.latency_percentile_ms(90),
+            "latency_p99_ms": self.latency_percentile_ms(99),
+            "throughput_fps": self.throughput_fps,
+            "first_inference_ms": self.first_inference_ms,
+            "measured_bottleneck_ms": self.measured_bottleneck_ms,
+        }
+        if self.energy_mj_per_inference is not None:
+            values["energy_mj_per_inference"] = self.energy_mj_per_inference
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        """A `coralline.measurement/v1` object, with the summary for readers of the file."""
+        return {"schema": SCHEMA, **asdict(self), "summary": self.summary()}
+
+    @staticmethod
+    def from_json(data: Any) -> Measurement:
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserError: Names the field that is missing.
+        """
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise UserError(f"is not a measurement; its `schema` must be {SCHEMA}")
+        names = Measurement.__dataclass_fields__
+        missing = [name for name in names if name not in data]
+        if missing:
+            raise UserError(f"the measurement lacks {', '.join(missing)}")
+        values = {name: data[name] for name in names}
+        values["latency_ms"] = tuple(values["latency_ms"])
+        for name in ("stage_busy_ms", "queue_wait_ms", "transfer_ms"):
+            values[name] = tuple(tuple(row) for row in values[name])
+        return Measurement(**values)

@@ -1,0 +1,33 @@
+"""Staging: pipeline stages over accelerators. Importing the room registers its planners."""
+
+from coralline.staging import baselines
+from coralline.staging.problem import (
+    OBJECTIVES,
+    Effort,
+    Evaluation,
+    Objective,
+    Plan,
+    Proposal,
+    StagingProblem,
+    check,
+    evaluate,
+    lower_bound,
+    make_plan,
+    planner_names,
+)
+
+__all__ = [
+    "OBJECTIVES",
+    "Effort",
+    "Evaluation",
+    "Objective",
+    "Plan",
+    "Proposal",
+    "StagingProblem",
+    "baselines",
+    "check",
+    "evaluate",
+    "lower_bound",
+    "make_plan",
+    "planner_names",
+]

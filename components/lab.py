@@ -1,0 +1,41 @@
+"""Components: send split models to the device lab, and validate what came back."""
+
+from kfp import dsl
+
+from components.face import component
+
+
+@component
+def dispatch(
+    compiled: dsl.Input[list[dsl.Artifact]],
+    boards: list[str],
+    repetitions: int,
+    execution: str,
+    measurements: dsl.Output[dsl.Dataset],
+) -> None:
+    """Measure every split model on every board.
+
+    Args:
+        boards: Names in the lab's inventory.
+        repetitions: Inferences measured after warm-up.
+        execution: Of the pipeline: a retry finds the jobs it already finished.
+    """
+    from pathlib import Path
+
+    from components.measuring import dispatch
+    from components.progress import progress
+
+    folders = [split for artifact in compiled for split in sorted(Path(artifact.path).iterdir())]
+    dispatch(folders, boards, int(repetitions), execution, Path(measurements.path), progress)
+
+
+@component
+def validate_measurements(
+    measurements: dsl.Input[dsl.Dataset], docs: dsl.Output[dsl.Artifact]
+) -> None:
+    """Stop the pipeline unless the measurements meet their expectations."""
+    from pathlib import Path
+
+    from components.validation import validate_measurements
+
+    validate_measurements(Path(measurements.path), Path(docs.path))

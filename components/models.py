@@ -1,0 +1,69 @@
+"""Components: real models, their plans, their segments, compiled."""
+
+from kfp import dsl
+
+from components.face import component
+
+
+@component
+def build_model(name: str, code_version: str, model: dsl.Output[dsl.Model]) -> None:
+    """Build and quantise one model of the zoo, or take a .tflite by its path.
+
+    Args:
+        name: Of the zoo (`coralline zoo list`), or a path that ends in .tflite.
+    """
+    import shutil
+    from pathlib import Path
+
+    folder = Path(model.path)
+    folder.mkdir(parents=True)
+    if name.endswith(".tflite"):
+        shutil.copy(name, folder / Path(name).name)
+    else:
+        from training.zoo import build_model
+
+        build_model(name, folder)
+    model.metadata["name"] = name
+
+
+@component
+def plan_and_partition(
+    model: dsl.Input[dsl.Model],
+    policy: dsl.Input[dsl.Model],
+    stages: list[int],
+    planners: list[str],
+    device: str,
+    time_limit_s: float,
+    seed: int,
+    code_version: str,
+    plans: dsl.Output[dsl.Artifact],
+    segments: dsl.Output[dsl.Artifact],
+) -> None:
+    """Plan a model with every planner and split it by every distinct plan."""
+    from pathlib import Path
+
+    from components.planning import plan_and_partition
+    from components.progress import progress
+
+    plan_and_partition(
+        Path(model.path),
+        Path(policy.path) / "policy.npz",
+        [int(k) for k in stages],
+        planners,
+        device,
+        time_limit_s,
+        int(seed),
+        Path(plans.path),
+        Path(segments.path),
+        progress,
+    )
+
+
+@component
+def compile_segments(segments: dsl.Input[dsl.Artifact], compiled: dsl.Output[dsl.Artifact]) -> None:
+    """Compile every segment with edgetpu_compiler, where it is installed."""
+    from pathlib import Path
+
+    from components.planning import compile_all
+
+    compiled.metadata["compiler"] = compile_all(Path(segments.path), Path(compiled.path))

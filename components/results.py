@@ -1,0 +1,61 @@
+"""Components: the report for people, and the record in MLflow."""
+
+from kfp import dsl
+
+from components.face import component
+
+
+@component
+def write_report(
+    plans: dsl.Input[list[dsl.Artifact]],
+    measurements: dsl.Input[dsl.Dataset],
+    policy: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Metrics],
+    parameters: dict[str, str],
+    execution: str,
+    report: dsl.Output[dsl.HTML],
+    table: dsl.Output[dsl.Artifact],
+) -> None:
+    """Write one self-contained HTML page and the table of results as JSON."""
+    from pathlib import Path
+
+    from components.reporting import write_report
+
+    write_report(
+        [Path(artifact.path) for artifact in plans],
+        Path(measurements.path),
+        Path(policy.path) / "policy.npz",
+        Path(evaluation.path),
+        dict(parameters),
+        execution,
+        Path(report.path),
+        Path(table.path),
+    )
+
+
+@component
+def record(
+    plans: dsl.Input[list[dsl.Artifact]],
+    measurements: dsl.Input[dsl.Dataset],
+    policy: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Metrics],
+    report: dsl.Input[dsl.HTML],
+    parameters: dict[str, str],
+    execution: str,
+    code_version: str,
+) -> str:
+    """Record the whole execution in MLflow; returns the id of its parent run."""
+    from pathlib import Path
+
+    from components.reporting import record
+
+    return record(
+        [Path(artifact.path) for artifact in plans],
+        Path(measurements.path),
+        Path(policy.path) / "policy.npz",
+        Path(evaluation.path),
+        Path(report.path),
+        dict(parameters),
+        execution,
+        code_version,
+    )

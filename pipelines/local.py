@@ -1,0 +1,199 @@
+"""Run a pipeline on this machine: KFP's own local runner in a child process, watched.
+
+The child's whole output goes to a log file; the parent reads what a person wants to know from
+it: which step runs, how far it is, why it failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from coralline.errors import CorallineError, DeviceError, UserError
+from coralline.files import make_folder
+
+_COLOUR = re.compile(r"\x1b\[\d*m")
+_SAID = re.compile(
+    r"Executing task '(?P<started>[^']+)'"
+    r"|Task '(?P<ended>[^']+)' finished with status"
+    r"|Task (?P<reused>\S+) cache hit"
+    r"|coralline-progress (?P<progress>\{[^{}]*\})"
+)
+_RAISED = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt)\w*): (.*)$")
+_OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a person who waits may want to see.
+
+    Attributes:
+        kind: `started`, `ended`, `reused` or `progress`.
+        step: Name of the component, or what the progress is of.
+    """
+
+    kind: str
+    step: str
+    done: int = 0
+    total: int = 0
+
+
+def state_folder() -> Path:
+    """Where runs, caches and the local MLflow data lie: $CORALLINE_HOME or ./.coralline."""
+    return Path(os.environ.get("CORALLINE_HOME", ".coralline")).absolute()
+
+
+def code_version() -> str:
+    """Twelve digits over the source of the project: results depend on it."""
+    import components
+    import coralline
+    import hardware_lab
+    import training
+
+    digest = sha256()
+    for package in (coralline, training, hardware_lab, components):
+        folder = Path(next(iter(package.__path__)))
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            if "__pycache__" not in file.parts:
+                digest.update(str(file.relative_to(folder)).encode())
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def run_pipeline(
+    source: str,
+    arguments: Mapping[str, Any],
+    *,
+    reuse: bool = True,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> tuple[dict[str, Any], Path]:
+    """Execute a pipeline with KFP's SubprocessRunner.
+
+    Args:
+        source: Name of a pipeline, or path of a compiled one (.yaml).
+        arguments: Of the pipeline; the rest takes its defaults.
+        reuse: Whether a step whose inputs and code are unchanged is taken from an earlier run.
+
+    Returns:
+        The pipeline's outputs (the path of an artifact, or a value), and the run's folder.
+
+    Raises:
+        UserError: A step found its input wrong, or an argument is not known.
+        DeviceError: A step failed otherwise; the message names the log.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = make_folder(state_folder() / "runs" / f"{stamp}-{os.getpid()}")
+    log = folder / "pipeline.log"
+    job = {
+        "source": source,
+        "arguments": dict(arguments),
+        "root": str(folder / "steps"),
+        "cache": str(state_folder() / "cache") if reuse else None,
+        "outcome": str(folder / _OUTCOME),
+    }
+    environment = os.environ | {
+        "CORALLINE_HOME": str(state_folder()),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    with log.open("w", encoding="utf-8") as sink:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.local", json.dumps(job)],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            # Its own group: an interrupt here ends every step with it.
+            start_new_session=True,
+        )
+    try:
+        for event in _follow(log, child):
+            on_event(event)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGTERM)
+        raise
+    if child.returncode != 0:
+        raise _failure(log)
+    return json.loads((folder / _OUTCOME).read_text(encoding="utf-8")), folder
+
+
+def _follow(log: Path, child: subprocess.Popen[bytes]) -> Iterator[Event]:
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        partial = ""
+        while True:
+            ended = child.poll() is not None
+            partial += lines.read()
+            *whole, partial = partial.split("\n")
+            for line in whole:
+                yield from _events(_COLOUR.sub("", line))
+            if ended:
+                return
+            time.sleep(0.1)
+
+
+def _events(line: str) -> Iterator[Event]:
+    # Steps that run at once may share a line.
+    for found in _SAID.finditer(line):
+        if found["progress"]:
+            try:
+                data = json.loads(found["progress"])
+                yield Event("progress", data["what"], data["done"], data["total"])
+            except (json.JSONDecodeError, KeyError):  # two steps wrote into each other
+                continue
+        else:
+            kind = next(k for k in ("started", "ended", "reused") if found[k])
+            yield Event(kind, found[kind])
+
+
+def _failure(log: Path) -> CorallineError:
+    text = _COLOUR.sub("", log.read_text(encoding="utf-8", errors="replace"))
+    raised = [found for line in text.splitlines() if (found := _RAISED.match(line))]
+    # KFP wraps a step's error in a RuntimeError of its own; the first error is the cause.
+    own = [found for found in raised if found[1] in ("UserError", "PlanError", "DeviceError")]
+    if own and own[0][1] in ("UserError", "PlanError"):
+        return UserError(f"{own[0][2]} (log: {log})")
+    causes = own or raised
+    said = f"{causes[0][1]}: {causes[0][2]}" if causes else "the runner ended without a message"
+    return DeviceError(f"the pipeline failed: {said} (log: {log})")
+
+
+def _child(job: Mapping[str, Any]) -> None:
+    import logging
+
+    from kfp import components, local
+
+    # KFP sets up its own logger around a step only; reused steps are told outside of it.
+    logging.basicConfig(level=logging.INFO)
+
+    from pipelines.registry import load_pipeline
+
+    source = job["source"]
+    if source.endswith((".yaml", ".yml")):
+        pipeline = components.load_component_from_file(source)
+    else:
+        pipeline = load_pipeline(source)
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=job["root"],
+        enable_caching=job["cache"] is not None,
+        **({"cache_root": job["cache"]} if job["cache"] else {}),
+    )
+    task = pipeline(**job["arguments"])
+    outputs = {k: getattr(v, "path", v) for k, v in task.outputs.items()}
+    Path(job["outcome"]).write_text(json.dumps(outputs), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _child(json.loads(sys.argv[1]))

@@ -1,0 +1,151 @@
+"""The pipeline `respect`: from synthetic graphs to measured plans of real models.
+
+generate_graphs -> validate -> solve_labels (shards) -> validate -> train_policy -> evaluate
+                                                                        |
+for each model: build_model -> plan_and_partition -> compile_segments <-+
+                                                            |
+                          dispatch -> validate -> write_report -> record
+"""
+
+from kfp import dsl
+
+from components.graphs import generate_graphs, validate_graphs
+from components.lab import dispatch, validate_measurements
+from components.labels import solve_labels, validate_labels
+from components.models import build_model, compile_segments, plan_and_partition
+from components.policy import evaluate_policy, train_policy
+from components.results import record, write_report
+
+
+@dsl.pipeline(
+    name="respect",
+    description="Plan, split, run and measure models as pipelines over Edge TPUs (RESPECT)",
+)
+def respect(
+    graph_family: str = "respect",
+    graph_count: int = 320,
+    graph_nodes: int = 30,
+    label_shards: list[str] = ["0/2", "1/2"],  # noqa: B006  # KFP reads the default
+    label_time_limit_s: float = 10.0,
+    label_stages: int = 4,
+    recipe: str = "demo",
+    training_share: float = 0.8,
+    models: list[str] = ["mobilenet_v2", "resnet50", "densenet121"],  # noqa: B006
+    stages: list[int] = [2, 4],  # noqa: B006
+    planners: list[str] = [  # noqa: B006
+        "exact-cpsat",
+        "exact-milp",
+        "policy",
+        "topo-dp",
+        "edgetpu-compiler",
+        "uniform",
+    ],
+    device: str = "edgetpu-usb",
+    plan_time_limit_s: float = 10.0,
+    boards: list[str] = ["host", "edgetpu-usb-sim"],  # noqa: B006
+    repetitions: int = 60,
+    seed: int = 0,
+    code_version: str = "",
+) -> dsl.Artifact:
+    """Run the whole way once; returns the table of results.
+
+    Args:
+        graph_family: Of the synthetic training graphs.
+        graph_count: How many.
+        graph_nodes: Operators in each.
+        label_shards: "i/n" for each of the n shards that are solved apart.
+        label_time_limit_s: For one label.
+        label_stages: Pipeline stages of the labels' problems.
+        recipe: Of the policy's training.
+        training_share: Share of the graphs to train on; the rest measures the policy.
+        models: Names in the zoo, or paths of .tflite files.
+        stages: Numbers of pipeline stages to plan for.
+        planners: Names of planners.
+        device: Device model to plan for.
+        plan_time_limit_s: For one plan.
+        boards: Names in the lab's inventory.
+        repetitions: Inferences measured on each board.
+        seed: Of the graphs and the planners.
+        code_version: Of the project.
+    """
+    # Names this execution in the lab and in MLflow.
+    execution = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    parameters = {
+        "graph_family": graph_family,
+        "device": device,
+        "recipe": recipe,
+        "code_version": code_version,
+    }
+    graphs = generate_graphs(
+        family=graph_family,
+        count=graph_count,
+        nodes=graph_nodes,
+        seed=seed,
+        code_version=code_version,
+    )
+    checked_graphs = validate_graphs(graphs=graphs.outputs["graphs"])
+    with dsl.ParallelFor(label_shards) as shard:
+        solved = solve_labels(
+            graphs=graphs.outputs["graphs"],
+            shard=shard,
+            stages=label_stages,
+            device=device,
+            time_limit_s=label_time_limit_s,
+            code_version=code_version,
+        ).after(checked_graphs)
+    labels = validate_labels(
+        graphs=graphs.outputs["graphs"], shards=dsl.Collected(solved.outputs["labels"])
+    )
+    policy = train_policy(
+        graphs=graphs.outputs["graphs"],
+        labels=labels.outputs["labels"],
+        recipe=recipe,
+        training_share=training_share,
+        code_version=code_version,
+    )
+    evaluation = evaluate_policy(
+        graphs=graphs.outputs["graphs"],
+        labels=labels.outputs["labels"],
+        policy=policy.outputs["policy"],
+        training_share=training_share,
+    )
+    with dsl.ParallelFor(models) as name:
+        model = build_model(name=name, code_version=code_version)
+        planned = plan_and_partition(
+            model=model.outputs["model"],
+            policy=policy.outputs["policy"],
+            stages=stages,
+            planners=planners,
+            device=device,
+            time_limit_s=plan_time_limit_s,
+            seed=seed,
+            code_version=code_version,
+        )
+        compiled = compile_segments(segments=planned.outputs["segments"])
+    # Measured anew on every execution: a number from the cache says nothing of today's board.
+    measured = dispatch(
+        compiled=dsl.Collected(compiled.outputs["compiled"]),
+        boards=boards,
+        repetitions=repetitions,
+        execution=execution,
+    ).set_caching_options(False)
+    checked = validate_measurements(measurements=measured.outputs["measurements"])
+    report = write_report(
+        plans=dsl.Collected(planned.outputs["plans"]),
+        measurements=measured.outputs["measurements"],
+        policy=policy.outputs["policy"],
+        evaluation=evaluation.outputs["evaluation"],
+        parameters=parameters,
+        execution=execution,
+    ).after(checked)
+    record(
+        plans=dsl.Collected(planned.outputs["plans"]),
+        measurements=measured.outputs["measurements"],
+        policy=policy.outputs["policy"],
+        evaluation=evaluation.outputs["evaluation"],
+        report=report.outputs["report"],
+        parameters=parameters,
+        execution=execution,
+        code_version=code_version,
+    ).set_caching_options(False)
+    return report.outputs["table"]

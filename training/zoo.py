@@ -224,7 +224,7 @@ def _convert(model: Any, images: NDArray[np.float32], io_type: str) -> bytes:
     shape = (1, *images.shape[1:])
 
     def infer(image: Any) -> Any:
-        return tf.identity(model(image, training=False), name="probabilities")
+        return model(image, training=False)
 
     # Frozen here: the converter's own way through a saved model takes twice as long.
     traced = tf.function(infer).get_concrete_function(tf.TensorSpec(shape, name="image"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -125,6 +125,10 @@ class TfliteFile:
     buffer_bytes: tuple[int, ...]
     data: mmap.mmap
     table: Any
+
+    def names(self, tensors: Iterable[int]) -> tuple[str, ...]:
+        """Names of tensors, given their indices."""
+        return tuple(self.tensors[t].name for t in tensors)
 
 
 def is_tflite(path: Path) -> bool:

@@ -21,7 +21,7 @@ from coralline.tflite.segments import SegmentSet
 COMPILER = "edgetpu_compiler"
 
 MAPPED = "Mapped to Edge TPU"
-"""Status of an operator that runs on the accelerator; any other status is the reason it does not."""
+"""Status of an operator that runs on the accelerator; any other tells why it does not."""
 
 _TIMEOUT_S = 3600.0
 _UNIT_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -103,7 +103,9 @@ def _run(compiler: Path, source: Path, folder: Path) -> str:
     except OSError as error:
         raise DeviceError(f"{compiler}: cannot be run ({error.strerror})") from None
     except subprocess.TimeoutExpired:
-        raise DeviceError(f"{COMPILER} on {source.name}: not done after {_TIMEOUT_S:.0f} s") from None
+        raise DeviceError(
+            f"{COMPILER} on {source.name}: not done after {_TIMEOUT_S:.0f} s"
+        ) from None
     if done.returncode != 0:
         raise DeviceError(
             f"{COMPILER} failed on {source.name} (exit {done.returncode}): "

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-
 from coralline.errors import PlanError, UserError
 from coralline.files import make_folder
 from coralline.graph.tflite_file import (
@@ -76,15 +75,14 @@ def split_model(
             with damage_reported(model):
                 data = _flatbuffer(file, operators, inputs, outputs)
             (folder / name).write_bytes(data)
-            names = [tuple(file.tensors[t].name for t in part) for part in (inputs, outputs)]
-            segments.append(Segment(name, *names))
+            segments.append(Segment(name, file.names(inputs), file.names(outputs)))
         found = SegmentSet(
             folder=folder,
             model=file.name,
             model_file=f"{file.name}.tflite",
             model_digest=hashlib.sha256(file.data).hexdigest(),
-            inputs=tuple(file.tensors[t].name for t in file.inputs),
-            outputs=tuple(file.tensors[t].name for t in file.outputs),
+            inputs=file.names(file.inputs),
+            outputs=file.names(file.outputs),
             segments=tuple(segments),
             plan=plan.to_json(),
             bit_equal_inputs=0,
@@ -283,5 +281,3 @@ def _unwritable(out: Path, error: OSError) -> UserError:
     return UserError(
         f"{out}: cannot be written ({error.strerror}); free space or choose another place"
     )
-
-

@@ -25,6 +25,9 @@ XNNPACK merges neighbouring operators, and in float arithmetic that changes the 
 cut between two that it would merge shows. The builtin kernels run one operator at a time.
 """
 
+COMMAND = ["-m", "coralline.tflite.verify"]
+"""What the child process runs."""
+
 WHOLE, CHAIN = "the whole model", "the segments"
 
 
@@ -40,20 +43,9 @@ def verify_chain(segments: SegmentSet, n_inputs: int, seed: int) -> str:
         UserError: LiteRT cannot run the whole model.
         DeviceError: LiteRT cannot run the segments, or they compute something else.
     """
-    chain = {
-        "whole": str(segments.folder / segments.model_file),
-        "segments": [
-            [str(segments.folder / s.file), list(s.inputs), list(s.outputs)]
-            for s in segments.segments
-        ],
-        "inputs": list(segments.inputs),
-        "outputs": list(segments.outputs),
-        "n_inputs": n_inputs,
-        "seed": seed,
-    }
     child = subprocess.run(
-        [sys.executable, "-m", "coralline.tflite.verify"],
-        input=json.dumps(chain),
+        [sys.executable, *COMMAND],
+        input=json.dumps(chain_of(segments, n_inputs, seed)),
         capture_output=True,
         text=True,
         check=False,
@@ -73,6 +65,21 @@ def verify_chain(segments: SegmentSet, n_inputs: int, seed: int) -> str:
             return str(said["equal_with"])
     how = signal.strsignal(-child.returncode) if child.returncode < 0 else child.stderr.strip()
     raise _cannot_run(segments.model, running, f"its process ended: {how}")
+
+
+def chain_of(segments: SegmentSet, n_inputs: int, seed: int) -> dict[str, Any]:
+    """What `run_chain` needs to know, as JSON for the child process."""
+    return {
+        "whole": str(segments.folder / segments.model_file),
+        "segments": [
+            [str(segments.folder / s.file), list(s.inputs), list(s.outputs)]
+            for s in segments.segments
+        ],
+        "inputs": list(segments.inputs),
+        "outputs": list(segments.outputs),
+        "n_inputs": n_inputs,
+        "seed": seed,
+    }
 
 
 def random_inputs(
@@ -103,15 +110,20 @@ def _cannot_run(model: str, running: str, why: str) -> Exception:
 def _compare(chain: dict[str, Any]) -> None:
     differs = None
     for kernels in KERNELS:
-        differs = _difference(chain, kernels)
+        differs = run_chain(chain, kernels)
         if differs is None:
             _say(equal_with=kernels)
             return
     _say(equal_with=None, differs=differs)
 
 
-def _difference(chain: dict[str, Any], kernels: str) -> str | None:
-    """Name of the first output that differs on some input."""
+def run_chain(chain: Mapping[str, Any], kernels: str) -> str | None:
+    """Name of the first output that differs on some input; None when all are equal.
+
+    Args:
+        chain: See `chain_of`.
+        kernels: One of KERNELS.
+    """
     _say(running=WHOLE)
     whole = _interpreter(chain["whole"], kernels)
     rng = np.random.default_rng(chain["seed"])
@@ -165,4 +177,3 @@ def _main() -> None:
 
 if __name__ == "__main__":
     _main()
-

@@ -212,5 +212,7 @@ def test_a_server_that_does_not_answer_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(DeviceError, match="MLflow at http://127.0.0.1:9: .*MLFLOW_TRACKING_URI"):
+    with pytest.raises(
+        DeviceError, match=r"MLflow at http://127\.0\.0\.1:9: .*MLFLOW_TRACKING_URI"
+    ):
         record(an_execution(tmp_path), "http://127.0.0.1:9")

@@ -10,7 +10,7 @@ def dispatch(
     compiled: dsl.Input[list[dsl.Artifact]],
     boards: list[str],
     repetitions: int,
-    execution: str,
+    inventory: str,
     measurements: dsl.Output[dsl.Dataset],
 ) -> None:
     """Measure every split model on every board.
@@ -18,7 +18,7 @@ def dispatch(
     Args:
         boards: Names in the lab's inventory.
         repetitions: Inferences measured after warm-up.
-        execution: Of the pipeline: a retry finds the jobs it already finished.
+        inventory: Path of the lab's inventory; empty for the one in the package.
     """
     from pathlib import Path
 
@@ -26,7 +26,7 @@ def dispatch(
     from components.progress import progress
 
     folders = [split for artifact in compiled for split in sorted(Path(artifact.path).iterdir())]
-    dispatch(folders, boards, int(repetitions), execution, Path(measurements.path), progress)
+    dispatch(folders, boards, int(repetitions), inventory, Path(measurements.path), progress)
 
 
 @component

@@ -27,7 +27,7 @@ def solve_labels(
 
     from components.progress import progress
     from coralline.staging import Effort
-    from training.labels import solve_labels
+    from training.labels import LabelOptions, solve_labels
 
     index, of = (int(part) for part in shard.split("/"))
     solve_labels(
@@ -35,10 +35,9 @@ def solve_labels(
         Path(labels.path),
         index,
         of,
-        n_stages=stages,
-        device=device,
-        effort=Effort(time_limit_s=time_limit_s, workers=1),
-        on_progress=lambda done, total: progress(f"labels {shard}", done, total),
+        LabelOptions(n_stages=stages, device=device),
+        Effort(time_limit_s=time_limit_s, workers=1),
+        lambda done, total: progress(f"labels {shard}", done, total),
     )
 
 

@@ -19,18 +19,15 @@ def write_report(
     """Write one self-contained HTML page and the table of results as JSON."""
     from pathlib import Path
 
-    from components.reporting import write_report
+    from components.reporting import Findings, write_report
 
-    write_report(
+    found = Findings(
         [Path(artifact.path) for artifact in plans],
         Path(measurements.path),
         Path(policy.path) / "policy.npz",
         Path(evaluation.path),
-        dict(parameters),
-        execution,
-        Path(report.path),
-        Path(table.path),
     )
+    write_report(found, dict(parameters), execution, Path(report.path), Path(table.path))
 
 
 @component
@@ -47,15 +44,12 @@ def record(
     """Record the whole execution in MLflow; returns the id of its parent run."""
     from pathlib import Path
 
-    from components.reporting import record
+    from components.reporting import Findings, record
 
-    return record(
+    found = Findings(
         [Path(artifact.path) for artifact in plans],
         Path(measurements.path),
         Path(policy.path) / "policy.npz",
         Path(evaluation.path),
-        Path(report.path),
-        dict(parameters),
-        execution,
-        code_version,
     )
+    return record(found, Path(report.path), dict(parameters), execution, code_version)

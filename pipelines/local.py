@@ -21,6 +21,7 @@ from typing import Any
 
 from coralline.errors import CorallineError, DeviceError, UserError
 from coralline.files import make_folder
+from coralline.home import home_folder
 
 _COLOUR = re.compile(r"\x1b\[\d*m")
 _SAID = re.compile(
@@ -46,11 +47,6 @@ class Event:
     step: str
     done: int = 0
     total: int = 0
-
-
-def state_folder() -> Path:
-    """Where runs, caches and the local MLflow data lie: $CORALLINE_HOME or ./.coralline."""
-    return Path(os.environ.get("CORALLINE_HOME", ".coralline")).absolute()
 
 
 def code_version() -> str:
@@ -92,17 +88,17 @@ def run_pipeline(
         DeviceError: A step failed otherwise; the message names the log.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = make_folder(state_folder() / "runs" / f"{stamp}-{os.getpid()}")
+    folder = make_folder(home_folder() / "runs" / f"{stamp}-{os.getpid()}")
     log = folder / "pipeline.log"
     job = {
         "source": source,
         "arguments": dict(arguments),
         "root": str(folder / "steps"),
-        "cache": str(state_folder() / "cache") if reuse else None,
+        "cache": str(home_folder() / "cache") if reuse else None,
         "outcome": str(folder / _OUTCOME),
     }
     environment = os.environ | {
-        "CORALLINE_HOME": str(state_folder()),
+        "CORALLINE_HOME": str(home_folder()),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GX_ANALYTICS_ENABLED": "false",

@@ -28,8 +28,9 @@ def respect(
     label_shards: list[str] = ["0/2", "1/2"],  # noqa: B006  # KFP reads the default
     label_time_limit_s: float = 10.0,
     label_stages: int = 4,
-    recipe: str = "demo",
     training_share: float = 0.8,
+    training_epochs: int = 60,
+    training_time_limit_s: float = 60.0,
     models: list[str] = ["mobilenet_v2", "resnet50", "densenet121"],  # noqa: B006
     stages: list[int] = [2, 4],  # noqa: B006
     planners: list[str] = [  # noqa: B006
@@ -43,6 +44,7 @@ def respect(
     device: str = "edgetpu-usb",
     plan_time_limit_s: float = 10.0,
     boards: list[str] = ["host", "edgetpu-usb-sim"],  # noqa: B006
+    inventory: str = "",
     repetitions: int = 60,
     seed: int = 0,
     code_version: str = "",
@@ -56,14 +58,16 @@ def respect(
         label_shards: "i/n" for each of the n shards that are solved apart.
         label_time_limit_s: For one label.
         label_stages: Pipeline stages of the labels' problems.
-        recipe: Of the policy's training.
         training_share: Share of the graphs to train on; the rest measures the policy.
+        training_epochs: Passes over the training graphs, at most.
+        training_time_limit_s: For the policy.
         models: Names in the zoo, or paths of .tflite files.
         stages: Numbers of pipeline stages to plan for.
         planners: Names of planners.
         device: Device model to plan for.
         plan_time_limit_s: For one plan.
         boards: Names in the lab's inventory.
+        inventory: Path of that inventory; empty for the one in the package.
         repetitions: Inferences measured on each board.
         seed: Of the graphs and the planners.
         code_version: Of the project.
@@ -73,7 +77,8 @@ def respect(
     parameters = {
         "graph_family": graph_family,
         "device": device,
-        "recipe": recipe,
+        "seed": seed,
+        "repetitions": repetitions,
         "code_version": code_version,
     }
     graphs = generate_graphs(
@@ -99,8 +104,10 @@ def respect(
     policy = train_policy(
         graphs=graphs.outputs["graphs"],
         labels=labels.outputs["labels"],
-        recipe=recipe,
         training_share=training_share,
+        epochs=training_epochs,
+        time_limit_s=training_time_limit_s,
+        seed=seed,
         code_version=code_version,
     )
     evaluation = evaluate_policy(
@@ -127,7 +134,7 @@ def respect(
         compiled=dsl.Collected(compiled.outputs["compiled"]),
         boards=boards,
         repetitions=repetitions,
-        execution=execution,
+        inventory=inventory,
     ).set_caching_options(False)
     checked = validate_measurements(measurements=measured.outputs["measurements"])
     report = write_report(

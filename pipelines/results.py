@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,20 @@ def read_results(table: Path, folder: Path) -> dict[str, Any]:
         folder: Of the run.
     """
     results: dict[str, Any] = json.loads(read_text(table, "a results file"))
+    from components.reporting import tracking_database
+    from components.tracking import tracking_uri
+
     report = folder / "report.html"
     shutil.copyfile(results["report"], report)
-    return {**results, "report": str(report), "run_folder": str(folder)}
+    uri = tracking_uri(tracking_database())
+    served = uri.startswith("http")
+    return {
+        **results,
+        "report": str(report),
+        "run_folder": str(folder),
+        "tracking_uri": uri,
+        "mlflow_command": uri if served else f"{sys.executable} -m mlflow ui --backend-store-uri {uri}",
+    }
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -44,14 +56,14 @@ def print_results(results: dict[str, Any]) -> None:
         plans.add_column(column, justify="right")
     previous = None
     for row in results["rows"]:
-        group = (row["model"], row["n_stages"])
+        group = (row["model"], row["stages"])
         if previous is not None and group != previous:
             plans.add_section()
         previous = group
         gap = "-" if row["gap"] is None else f"{100 * row['gap']:.2f}"
         plans.add_row(
             row["model"],
-            str(row["n_stages"]),
+            str(row["stages"]),
             row["planner"] + (" *" if row["proven_optimal"] else ""),
             f"{row['bottleneck_ms']:.3f}",
             f"{row['lower_bound']:.3f}",
@@ -63,9 +75,11 @@ def print_results(results: dict[str, Any]) -> None:
     console.print(plans)
     for board in sorted({b["board"] for row in results["rows"] for b in row["boards"]}):
         console.print(_board_table(results["rows"], board))
-    label = results.get("simulator_label")
-    if label:
-        console.print(label)
+    for device, error in results["simulator_errors"].items():
+        console.print(
+            f"The simulated {device} is {100 * error['median_error']:.0f} % from "
+            f"{error['figures']} published figures, in the median (coralline devices check)."
+        )
     console.print(f"MLflow data: {results['tracking_uri']}")
     console.print(f"open it with: [bold]{results['mlflow_command']}[/bold]", soft_wrap=True)
     console.print(f"report: [bold]{results['report']}[/bold]", soft_wrap=True)
@@ -85,14 +99,14 @@ def _board_table(rows: list[dict[str, Any]], board: str) -> Any:
         table.add_column(column, justify="right")
     previous = None
     for row, b in found:
-        group = (row["model"], row["n_stages"])
+        group = (row["model"], row["stages"])
         if previous is not None and group != previous:
             table.add_section()
         previous = group
         energy = b["energy_mj_per_inference"]
         table.add_row(
             row["model"],
-            str(row["n_stages"]),
+            str(row["stages"]),
             row["planner"],
             f"{b['latency_p50_ms']:.2f}",
             f"{b['latency_p90_ms']:.2f}",

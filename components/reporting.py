@@ -1,0 +1,221 @@
+"""What the reporting components do, as plain functions."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from components.measuring import read_measurements
+from components.planning import read_plans
+from coralline.devices.check import published_error
+from coralline.devices.model import load_device
+from coralline.errors import read_text
+from coralline.files import write_text
+from coralline.graph.compute_graph import ComputeGraph
+from coralline.graph.json_format import read_json
+from coralline.home import home_folder
+from coralline.report.page import write_report as write_page
+from coralline.report.record import (
+    DeviceCheck,
+    PolicySummary,
+    ReportInput,
+    cases,
+    predicted_over_measured,
+)
+from coralline.runtime.measurement import Measurement
+from coralline.staging import Plan
+from coralline.staging.policy import load_policy
+
+RESULTS_SCHEMA = "coralline.results/v1"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the steps of one execution left.
+
+    Attributes:
+        plans: Each folder as `plan_and_partition` wrote it.
+        measurements: As `dispatch` wrote them.
+        policy: The trained network, `.npz`.
+        evaluation: Of `evaluate_policy`, JSON.
+    """
+
+    plans: Sequence[Path]
+    measurements: Path
+    policy: Path
+    evaluation: Path
+
+    def graphs(self) -> dict[str, ComputeGraph]:
+        """The planned graphs, by digest."""
+        files = [file for folder in self.plans for file in sorted(folder.glob("*.graph.json"))]
+        return {graph.digest: graph for graph in map(read_json, files)}
+
+    def all_plans(self) -> list[Plan]:
+        """The plans of all models."""
+        return [plan for folder in self.plans for plan in read_plans(folder)]
+
+    def measurements_of_plans(self) -> list[Measurement]:
+        """A measurement for each plan and board.
+
+        Plans with the same stages were run once, and each gets that measurement; it keeps its
+        id, which says so.
+        """
+        by_stages: dict[tuple[Any, ...], list[Measurement]] = {}
+        for m in read_measurements(self.measurements):
+            by_stages.setdefault((m.plan["graph_digest"], tuple(m.plan["stage"])), []).append(m)
+        return [
+            replace(m, plan=plan.to_json())
+            for plan in self.all_plans()
+            for m in by_stages.get((plan.graph_digest, plan.stage), ())
+        ]
+
+    def evaluated(self) -> dict[str, Any]:
+        """What `evaluate_policy` found."""
+        found: dict[str, Any] = json.loads(read_text(self.evaluation, "a policy evaluation"))
+        return found
+
+    def policy_gap(self) -> float:
+        """Mean gap of the policy's greedy plans on graphs it has not seen."""
+        methods = {row["method"]: row["all"]["mean"] for row in self.evaluated()["methods"]}
+        return float(methods["policy greedy"])
+
+
+def write_report(
+    found: Findings, parameters: Mapping[str, str], execution: str, report: Path, table: Path
+) -> None:
+    """Write the page for people, and the same numbers as a `coralline.results/v1` file."""
+    graphs, plans, measurements = found.graphs(), found.all_plans(), found.measurements_of_plans()
+    names = dict.fromkeys(
+        [plan.device for plan in plans]
+        + [m.environment["device"] for m in measurements if "device" in m.environment]
+    )
+    checks = [check for name in names if (check := _device_check(name)) is not None]
+    trained = load_policy(found.policy).metadata
+    record = ReportInput(
+        title="RESPECT: pipelines over Edge TPUs",
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        parameters=parameters,
+        graphs=graphs,
+        plans=plans,
+        measurements=measurements,
+        devices={name: load_device(name) for name in names},
+        policy=PolicySummary(
+            recipe=trained["config"],
+            curve=_curve(trained),
+            metrics={row["method"]: row["all"]["mean"] for row in found.evaluated()["methods"]},
+        ),
+        device_checks=checks,
+        provenance={
+            "execution": execution,
+            "machine": platform.platform(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("coralline", "ai-edge-litert", "ortools")},
+        },
+    )
+    write_page(record, report)
+    write_text(table, json.dumps(_results(record, execution, report), allow_nan=False) + "\n")
+
+
+def record(
+    found: Findings,
+    report: Path,
+    parameters: Mapping[str, str],
+    execution: str,
+    code_version: str,
+) -> str:
+    """Record the execution in MLflow; returns the id of the parent run."""
+    from components.tracking import Execution, PolicyRecord, tracking_uri
+    from components.tracking import record as record_execution
+
+    trained = load_policy(found.policy).metadata
+    recorded = record_execution(
+        Execution(
+            id=execution,
+            pipeline="respect",
+            code_version=code_version,
+            parameters=parameters,
+            plans=found.all_plans(),
+            measurements=found.measurements_of_plans(),
+            policy=PolicyRecord(
+                file=found.policy,
+                parameters=trained["config"],
+                curve=_curve(trained),
+                score=found.policy_gap(),
+                data_digest=found.evaluated()["graphs_digest"],
+            ),
+            artifacts={"report": report, "evaluation": found.evaluation},
+        ),
+        tracking_uri(tracking_database()),
+    )
+    return recorded.parent
+
+
+def tracking_database() -> Path:
+    """The SQLite file of the local MLflow store."""
+    return home_folder() / "mlflow" / "mlflow.db"
+
+
+def _curve(trained: Mapping[str, Any]) -> list[dict[str, float]]:
+    return [
+        {key: float(epoch[key]) for key in ("sampled_gap", "greedy_gap", "baseline_gap")}
+        for epoch in trained["metrics"]["curve"]
+    ]
+
+
+def _device_check(name: str) -> DeviceCheck | None:
+    error = published_error(name)
+    return None if error is None else DeviceCheck(name, error.median, error.figures)
+
+
+def _results(record: ReportInput, execution: str, report: Path) -> dict[str, Any]:
+    rows = []
+    for case in cases(record):
+        for plan in case.plans:
+            boards = []
+            for board, m in case.measurements[plan.planner].items():
+                summary: dict[str, Any] = dict(m.summary())
+                boards.append(
+                    {
+                        "board": board,
+                        "simulated": m.simulated,
+                        "measurement": m.id,
+                        **summary,
+                        "predicted_over_measured": predicted_over_measured(
+                            plan, m, record.graphs.get(plan.graph_digest)
+                        ),
+                    }
+                )
+            rows.append(
+                {
+                    "model": plan.graph_name,
+                    "stages": plan.n_stages,
+                    "planner": plan.planner,
+                    "device": plan.device,
+                    "simulated": plan.simulated,
+                    "bottleneck_ms": max(plan.stages["stage_ms"]),
+                    "peak_param_bytes": max(plan.stages["param_bytes"]),
+                    "lower_bound": plan.lower_bound,
+                    "unit": plan.unit,
+                    "gap": plan.gap,
+                    "proven_optimal": plan.proven_optimal,
+                    "solve_seconds": plan.solve_seconds,
+                    "boards": boards,
+                }
+            )
+    return {
+        "schema": RESULTS_SCHEMA,
+        "execution": execution,
+        "rows": rows,
+        "simulator_errors": {
+            check.device: {"median_error": check.median_error, "figures": check.figures}
+            for check in record.device_checks
+        },
+        "policy": dict(record.policy.metrics) if record.policy else None,
+        "report": str(report),
+    }

@@ -64,10 +64,13 @@ class SegmentSet:
     plan: Mapping[str, Any]
     bit_equal_inputs: int
 
+    def to_json(self) -> dict[str, Any]:
+        """The manifest: everything but where the folder is."""
+        return {"schema": SCHEMA} | {k: v for k, v in asdict(self).items() if k != "folder"}
+
     def write(self) -> None:
         """Write the manifest into the folder, last of all its files."""
-        data = {k: v for k, v in asdict(self).items() if k != "folder"}
-        write_text(self.folder / MANIFEST, json.dumps({"schema": SCHEMA, **data}, indent=1) + "\n")
+        write_text(self.folder / MANIFEST, json.dumps(self.to_json(), indent=1) + "\n")
 
     @staticmethod
     def read(folder: Path) -> SegmentSet:

@@ -142,6 +142,7 @@ def record(
             parameters=parameters,
             plans=found.all_plans(),
             measurements=found.measurements_of_plans(),
+            graphs=found.graphs(),
             policy=PolicyRecord(
                 file=found.policy,
                 parameters=trained["config"],
@@ -170,7 +171,9 @@ def _curve(trained: Mapping[str, Any]) -> list[dict[str, float]]:
 
 def _device_check(name: str) -> DeviceCheck | None:
     error = published_error(name)
-    return None if error is None else DeviceCheck(name, error.median, error.figures)
+    if error.median_held_out is None:
+        return None
+    return DeviceCheck(name, error.median_held_out, error.n_held_out)
 
 
 def _results(record: ReportInput, execution: str, report: Path) -> dict[str, Any]:

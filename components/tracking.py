@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from coralline.errors import DeviceError
 from coralline.files import make_folder
+from coralline.graph.compute_graph import ComputeGraph
 from coralline.report.record import predicted_over_measured, with_shared_bounds
 from coralline.runtime.measurement import Measurement
 from coralline.staging.problem import Plan
@@ -65,6 +66,7 @@ class Execution:
         code_version: Of the project, as `git describe` or a release says it.
         parameters: Of the pipeline.
         plans: Those that no measurement carries get a run too, without a board.
+        graphs: By digest; a host's predicted time needs its plan's graph.
         artifacts: Files and folders for the parent run, by the folder they go to.
     """
 
@@ -74,6 +76,7 @@ class Execution:
     parameters: Mapping[str, Any]
     plans: Sequence[Plan]
     measurements: Sequence[Measurement]
+    graphs: Mapping[str, ComputeGraph] = field(default_factory=dict)
     policy: PolicyRecord | None = None
     artifacts: Mapping[str, Path] = field(default_factory=dict)
 
@@ -121,7 +124,9 @@ def record(execution: Execution, uri: str) -> Recorded:
         ) from error
 
 
-def child_metrics(plan: Plan, measurement: Measurement | None) -> dict[str, float]:
+def child_metrics(
+    plan: Plan, measurement: Measurement | None, graph: ComputeGraph | None = None
+) -> dict[str, float]:
     """The metrics of a child run; what is not known or not finite is left out."""
     values: dict[str, float | None] = {
         "bottleneck_ms": max(plan.stages["stage_ms"]),
@@ -135,7 +140,7 @@ def child_metrics(plan: Plan, measurement: Measurement | None) -> dict[str, floa
         values |= measurement.summary()
         if measurement.meter is None and not measurement.simulated:
             values.pop("energy_mj_per_inference", None)
-        values["predicted_over_measured"] = predicted_over_measured(plan, measurement)
+        values["predicted_over_measured"] = predicted_over_measured(plan, measurement, graph)
     return {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
 
 
@@ -171,7 +176,15 @@ def _record(client: MlflowClient, execution: Execution, uri: str) -> Recorded:
     )
     tags["mlflow.parentRunId"] = parent.info.run_id
     children = [
-        _child(client, experiment_id, known, tags, plan, measurement)
+        _child(
+            client,
+            experiment_id,
+            known,
+            tags,
+            plan,
+            measurement,
+            execution.graphs.get(plan.graph_digest),
+        )
         for plan, measurement in _pairs(execution)
     ]
     if parent.info.status != "FINISHED":
@@ -226,8 +239,10 @@ def _child(
     tags: Mapping[str, str],
     plan: Plan,
     measurement: Measurement | None,
+    graph: ComputeGraph | None,
 ) -> str:
-    item = measurement.id if measurement is not None else _identity(plan)
+    # Plans with the same stages share a measurement.
+    item = _identity(plan) if measurement is None else f"{measurement.id} {plan.planner}"
     run = known.get(item)
     if run is not None and run.info.status == "FINISHED":
         return str(run.info.run_id)
@@ -245,6 +260,7 @@ def _child(
                 "planner": plan.planner,
                 "graph_digest": plan.graph_digest,
                 "board": board,
+                "measurement": "none" if measurement is None else measurement.id,
                 "board_kind": "none" if measurement is None else measurement.board_kind,
                 "simulated": _flag(
                     plan.simulated if measurement is None else measurement.simulated
@@ -262,7 +278,7 @@ def _child(
     }
     if measurement is not None:
         parameters |= {"samples": len(measurement.latency_ms), "warmup": measurement.warmup}
-    _log_batch(client, run, parameters=parameters, metrics=[child_metrics(plan, measurement)])
+    _log_batch(client, run, parameters=parameters, metrics=[child_metrics(plan, measurement, graph)])
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
         if measurement is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from coralline.devices.model import MIB
 from coralline.files import write_text
+from coralline.graph.compute_graph import ComputeGraph
 from coralline.report import figures
 from coralline.report.record import (
     RULE,
@@ -104,7 +105,7 @@ def _page(record: ReportInput) -> dict[str, Any]:
             _headline([case for case in found if case.best.graph_name == model]) for model in models
         ],
         "plans": _plan_table(found),
-        "measurements": _measurement_table(found) if record.measurements else None,
+        "measurements": _measurement_table(found, record.graphs) if record.measurements else None,
         "strips": figures.planner_strips(
             found, colours, "Proven gap and solve time of every plan, by planner"
         )
@@ -206,12 +207,12 @@ def _plan_table(found: Sequence[Case]) -> Table:
     )
 
 
-def _measurement_table(found: Sequence[Case]) -> Table:
+def _measurement_table(found: Sequence[Case], graphs: Mapping[str, ComputeGraph]) -> Table:
     rows = []
     for case in found:
         for plan in case.plans:
             for board, m in case.measurements[plan.planner].items():
-                ratio = predicted_over_measured(plan, m)
+                ratio = predicted_over_measured(plan, m, graphs.get(plan.graph_digest))
                 values = m.summary()
                 rows.append(
                     (

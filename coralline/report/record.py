@@ -6,10 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from coralline.devices.model import DeviceModel
+from coralline.devices.model import DeviceModel, load_device
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.runtime.measurement import Measurement
-from coralline.staging.problem import OPTIMALITY_TOLERANCE, Plan
+from coralline.staging.problem import (
+    OPTIMALITY_TOLERANCE,
+    Plan,
+    StagingProblem,
+    evaluate,
+)
+
+HOST_MODEL = "host-cpu"
+"""The device model that stands for the machine of a board of kind `host`."""
 
 RULE = "edgetpu-compiler"
 """The planner that the headline compares with: what people have without Coralline."""
@@ -148,17 +156,23 @@ def with_shared_bounds(plans: Sequence[Plan]) -> list[Plan]:
     return [plan.with_bound(bounds[_key(plan)]) for plan in plans]
 
 
-def predicted_over_measured(plan: Plan, measurement: Measurement) -> float | None:
-    """The bottleneck that the plan's device model predicts over the measured one.
+def predicted_over_measured(
+    plan: Plan, measurement: Measurement, graph: ComputeGraph | None = None
+) -> float | None:
+    """The bottleneck that the board's own device model predicts over the measured one.
 
-    None where the board is not the device that the plan was made for: the two times then
-    have nothing to do with each other. A board that stands for a device model names it in the
-    measurement's environment; a model that is not simulated is a profile of this machine.
+    A simulated board names its model in the measurement's environment; a host's model is
+    `host-cpu`, whatever device the plan was made for, and pricing the plan on it needs the
+    graph. None where there is no such model or no graph.
     """
-    modelled = measurement.environment.get("device_digest") == plan.device_digest
-    if not (modelled or not (plan.simulated or measurement.simulated)):
+    if measurement.environment.get("device_digest") == plan.device_digest:
+        predicted = float(max(plan.stages["stage_ms"]))
+    elif graph is not None and measurement.board_kind == "host":
+        problem = StagingProblem(graph, plan.n_stages, load_device(HOST_MODEL))
+        predicted = evaluate(problem, plan.stage).value
+    else:
         return None
-    return float(max(plan.stages["stage_ms"])) / measurement.measured_bottleneck_ms
+    return predicted / measurement.measured_bottleneck_ms
 
 
 def _key(plan: Plan) -> Key:

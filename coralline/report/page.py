@@ -311,14 +311,33 @@ def _cut_tensors(plan: Plan) -> str:
 def _policy(record: ReportInput) -> dict[str, Any] | None:
     if record.policy is None:
         return None
-    curve = record.policy.curve
-    drawn = [name for name in (curve[0] if curve else ()) if name != "epoch"]
-    alt = f"Learning curve of the policy over {len(curve)} epochs: {', '.join(drawn)}"
+    policy = record.policy
+    drawn = figures.gap_names(policy.curve)
+    alt = f"Learning curve of the policy over {len(policy.curve)} epochs: {', '.join(drawn)}"
     return {
-        "curve": figures.learning_curve(curve, alt) if drawn else "",
-        "recipe": _facts(record.policy.recipe),
-        "metrics": _facts(record.policy.metrics),
+        "curve": figures.learning_curve(policy.curve, alt) if drawn else "",
+        "methods": _method_table(policy.methods) if policy.methods else None,
+        "recipe": _facts(policy.recipe),
     }
+
+
+def _method_table(methods: Sequence[Mapping[str, Any]]) -> Table:
+    def percent(share: float) -> Cell:
+        return Cell(f"{number(100 * share)} %", share)
+
+    return Table(
+        "Gap to the labels on graphs the policy has not seen, beside other ways to plan",
+        ("method", "graphs", "mean gap", "median", "p90", "time a graph"),
+        tuple(
+            (
+                _words(row["method"]),
+                Cell(str(row["all"]["graphs"]), row["all"]["graphs"]),
+                *(percent(row["all"][key]) for key in ("mean", "median", "p90")),
+                Cell(duration(row["seconds"]), row["seconds"]),
+            )
+            for row in methods
+        ),
+    )
 
 
 def _board_table(measurements: Sequence[Measurement]) -> Table:

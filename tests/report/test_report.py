@@ -33,8 +33,17 @@ def an_input() -> ReportInput:
         devices={"edgetpu-usb": load_device("edgetpu-usb")},
         policy=PolicySummary(
             recipe={"epochs": 2, "hidden": 16},
-            curve=[{"epoch": 0, "gap": 0.5}, {"epoch": 1, "gap": 0.25}],
-            metrics={"mean_gap": 0.25},
+            curve=[
+                {"epoch": 0, "sampled_gap": 0.6, "greedy_gap": 0.5, "seconds": 1.0},
+                {"epoch": 1, "sampled_gap": 0.4, "greedy_gap": 0.25, "seconds": 2.0},
+            ],
+            methods=[
+                {
+                    "method": "policy greedy",
+                    "seconds": 0.0021,
+                    "all": {"graphs": 64, "mean": 0.123, "median": 0.1, "p90": 0.2},
+                }
+            ],
         ),
         device_checks=[DeviceCheck("edgetpu-usb", 0.117, 17)],
         provenance={"code_version": "0.1.0"},
@@ -125,6 +134,14 @@ def test_energy_without_a_source_is_not_shown(record: ReportInput, tmp_path: Pat
     unmetered = replace(record.measurements[1], energy_mj_per_inference=77.7)
     page = write_report(replace(record, measurements=[unmetered]), tmp_path / "r.html")
     assert [row[9] for row in rows_of(page, "Every plan on every board")] == ["–"]
+
+
+def test_the_policy_stands_beside_other_ways_to_plan(page: Path) -> None:
+    rows = rows_of(page, "Gap to the labels")
+    assert rows == [["policy greedy", "64", "12.3 %", "10.0 %", "20.0 %", "2.10 ms"]]
+    text = page.read_text()
+    assert "greedy gap" in text
+    assert "sampled gap" in text
 
 
 def test_the_headline_names_the_best_plan_and_its_lead(record: ReportInput, page: Path) -> None:

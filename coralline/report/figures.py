@@ -93,7 +93,7 @@ def stage_bars(case: Case, device: DeviceModel | None, alt: str) -> str:
     """
     plans = case.plans
     k = plans[0].n_stages
-    with _figure(min(12, max(4.5, 1.0 + len(plans) * (1.1 + 0.14 * k))), 4.4) as figure:
+    with _figure(min(12, max(6.4, 1.0 + len(plans) * (1.1 + 0.14 * k))), 4.4) as figure:
         grid = figure.subplots(2, len(plans), sharex=True, sharey="row", squeeze=False)
         _margins(figure, left=0.65, right=0.1, top=0.6, bottom=0.5, between_columns=0.15)
         simulated = " (simulated)" if plans[0].simulated else ""
@@ -181,8 +181,11 @@ def graph_cut(graph: ComputeGraph, plan: Plan, node_ms: np.ndarray, alt: str) ->
         for axes in (bars, arcs):
             axes.tick_params(axis="x", length=0, labelbottom=False)
         left, right = place[producers] + 0.5, place[consumers] + 0.5
-        # Square roots keep the short arcs of blocks visible beside the longest one.
-        depth = -np.sqrt((right - left) / max((right - left).max(initial=1), 1))
+        # Neighbours are told apart by the bars; square roots keep the arcs of blocks visible
+        # beside the longest one.
+        beyond = right - left - 1
+        depth = -0.1 - 0.9 * np.sqrt(beyond / max(beyond.max(initial=0), 1))
+        depth[cut] = np.minimum(depth[cut], -0.35)
         for chosen, style in (
             (~cut, {"ec": _INK, "lw": 0.6, "alpha": 0.5}),
             (cut, {"ec": _CUT, "lw": 1.4}),

@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from builders import chain, measure, measure_on_host, plan_of
@@ -190,15 +191,17 @@ def test_a_prediction_is_compared_with_its_own_device_only() -> None:
 def test_a_missing_piece_leaves_a_page(
     missing: dict[str, object], record: ReportInput, tmp_path: Path
 ) -> None:
-    page = write_report(replace(record, **missing), tmp_path / "r.html").read_text()
+    small = replace(record, plans=record.plans[:3], measurements=record.measurements[:2])
+    page = write_report(replace(small, **missing), tmp_path / "r.html").read_text()
     assert page.rstrip().endswith("</html>")
     assert ('id="measurements"' in page) == ("measurements" not in missing)
     assert ('id="policy"' in page) == (missing.get("policy", True) is not None)
 
 
 def test_measurements_bring_their_own_plans(record: ReportInput, tmp_path: Path) -> None:
-    whole = write_report(record, tmp_path / "a.html")
-    alone = write_report(replace(record, plans=()), tmp_path / "b.html")
+    small = replace(record, plans=record.plans[:3], measurements=record.measurements[:6])
+    whole = write_report(small, tmp_path / "a.html")
+    alone = write_report(replace(small, plans=()), tmp_path / "b.html")
     assert rows_of(alone, "Every plan:") == rows_of(whole, "Every plan:")
 
 
@@ -223,6 +226,17 @@ def test_figures_are_described_and_share_no_ids(page: Path) -> None:
     assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
     captions = len(re.findall("<caption>", text))
     assert captions == len(re.findall("<table", text))
+
+
+def test_the_figures_are_files_too(record: ReportInput, tmp_path: Path) -> None:
+    small = replace(record, plans=record.plans[:3], measurements=record.measurements[:6])
+    write_report(small, tmp_path / "r.html", tmp_path / "figures")
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert len(names) == 3 + 2
+    assert {"planners.svg", "policy.svg", "alpha-2-edgetpu-usb-bottleneck-cut.svg"} <= names
+    for path in (tmp_path / "figures").iterdir():
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_an_unwritable_place_is_named(record: ReportInput, tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from coralline.errors import DeviceError, read_text
+from coralline.errors import DeviceError
 from coralline.files import make_folder, write_text
 from coralline.home import home_folder
-from coralline.runtime.measurement import Measurement
 
 
 def dispatch(
@@ -71,9 +70,3 @@ def dispatch(
             "is kept, see `coralline lab jobs`",
             retryable=True,
         )
-
-
-def read_measurements(folder: Path) -> list[Measurement]:
-    """The measurements that `dispatch` wrote, in order of their file names."""
-    files = sorted(folder.glob("*.json"))
-    return [Measurement.from_json(json.loads(read_text(file, "a measurement"))) for file in files]

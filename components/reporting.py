@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from components.measuring import read_measurements
 from components.planning import read_plans
+from components.validation import read_measurements
 from coralline.devices.check import published_error
 from coralline.devices.model import load_device
 from coralline.errors import read_text

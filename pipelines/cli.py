@@ -37,9 +37,7 @@ def run(
     from pipelines.display import Display
     from pipelines.local import code_version, run_pipeline
 
-    arguments = _arguments(settings)
-    arguments.setdefault("code_version", code_version())
-    _check_arguments(name, arguments)
+    arguments = _checked(name, _arguments(settings) | {"code_version": code_version()})
     with Display(sys.stderr, quiet=json) as display:
         outputs, folder = run_pipeline(name, arguments, reuse=not fresh, on_event=display.show)
     from pipelines.results import print_results, read_results
@@ -93,17 +91,22 @@ def _arguments(settings: list[str]) -> dict[str, Any]:
     return arguments
 
 
-def _check_arguments(name: str, arguments: dict[str, Any]) -> None:
+def _checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise UserError(f"{name}: no such file; make it with `coralline pipeline compile`")
-        return
+        from kfp import components
+
+        pipeline = components.load_component_from_file(name)
+    else:
+        from pipelines.registry import load_pipeline
+
+        pipeline = load_pipeline(name)
     from kfp.dsl.types import type_utils
 
-    from pipelines.registry import load_pipeline
-
-    inputs = load_pipeline(name).component_spec.inputs
+    inputs = pipeline.component_spec.inputs
     whole, double = (type_utils.get_parameter_type(t) for t in (int, float))
+    checked = {}
     for key, value in arguments.items():
         if key not in inputs:
             raise UserError(
@@ -111,5 +114,9 @@ def _check_arguments(name: str, arguments: dict[str, Any]) -> None:
             )
         wanted = type_utils.get_parameter_type(inputs[key].type)
         given = type_utils.get_parameter_type(type(value))
-        if wanted != given and (wanted, given) != (double, whole):
+        if (wanted, given) == (double, whole):
+            value = float(value)
+        elif wanted != given:
             raise UserError(f"--set {key}: {value!r} is not of type {inputs[key].type}")
+        checked[key] = value
+    return checked

@@ -17,6 +17,7 @@ says it is better. What differs, and why:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -60,7 +61,8 @@ class PolicyConfig:
         time_limit_s: Wall time after which training stops after the epoch at hand.
         batch_graphs: Graphs a step; all of one size.
         samples: Orders sampled for each graph.
-        learning_rate: Of Adam at the start; it falls to a tenth along a cosine.
+        learning_rate: Of Adam at the start; it falls to a tenth along a
+            cosine over the epochs, or over the time if that runs out sooner.
         clip_norm: Bound on the norm of the gradient, as in RESPECT.
         significance: Of the t-test for a new baseline, as in RESPECT.
         validation_share: Of the graphs, held out to choose baseline and final weights.
@@ -84,7 +86,7 @@ class PolicyConfig:
             ("hidden", 4, 1024),
             ("layers", 0, 64),
             ("epochs", 1, 10**6),
-            ("time_limit_s", 0.0, 1e9),
+            ("time_limit_s", 0.001, 1e9),
             ("batch_graphs", 1, 10**4),
             ("samples", 1, 10**4),
             ("learning_rate", 1e-8, 1.0),
@@ -264,7 +266,8 @@ def train_policy(
     curve: list[Epoch] = []
     best_gap, best = untrained, trainer.network.weights()
     for number in range(config.epochs):
-        sampled, greedy, renewed = trainer.epoch(number)
+        spent = (perf_counter() - start) / config.time_limit_s
+        sampled, greedy, renewed = trainer.epoch(min(max(number / config.epochs, spent), 1.0))
         if greedy < best_gap:
             best_gap, best = greedy, trainer.network.weights()
         baseline = float(trainer.baseline_validation.mean())
@@ -318,26 +321,26 @@ class _Trainer:
         self.network = Network(config.hidden, config.layers, config.seed)
         self.sizes = np.array([item.n_nodes for item in training])
         self.steps = 0
-        steps_an_epoch = len(self._batches())
-        schedule = tf.keras.optimizers.schedules.CosineDecay(
-            config.learning_rate, config.epochs * steps_an_epoch, alpha=0.1
+        self.optimizer = tf.keras.optimizers.Adam(
+            config.learning_rate, global_clipnorm=config.clip_norm
         )
-        self.optimizer = tf.keras.optimizers.Adam(schedule, global_clipnorm=config.clip_norm)
         self.step = tf.function(_step(self.network, self.optimizer), reduce_retracing=True)
         self.threads = ThreadPoolExecutor(2)
         self._renew_baseline(greedy_gaps(self.validation, self.network.weights()))
 
-    def epoch(self, number: int) -> tuple[float, float, bool]:
+    def epoch(self, progress: float) -> tuple[float, float, bool]:
         """One pass; mean sampled gap, greedy gap on the validation graphs, new baseline?"""
         from scipy.stats import ttest_rel
 
+        decay = 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
+        self.optimizer.learning_rate.assign(self.config.learning_rate * decay)
         sampled = []
         for chosen in self._batches():
             items = [self.training[i] for i in chosen]
             rollouts = self._roll(items, self.network.weights())
             gaps = np.stack([i.gaps(r.order) for i, r in zip(items, rollouts, strict=True)])
             advantage = gaps - self.baseline_training[chosen][:, None]
-            self.step(_batch(items, rollouts, advantage))
+            self.step(training_batch(items, rollouts, advantage))
             self.steps += 1
             sampled.append(gaps.mean())
         greedy = greedy_gaps(self.validation, self.network.weights())
@@ -382,9 +385,10 @@ def greedy_gaps(items: Sequence[LabelledProblem], weights: Arrays) -> NDArray[np
     return np.array(gaps)
 
 
-def _batch(
+def training_batch(
     items: list[LabelledProblem], rollouts: list[Rollouts], advantage: NDArray[np.float64]
 ) -> dict[str, Any]:
+    """What `Network.log_policy` and a training step read, as tensors."""
     import tensorflow as tf
 
     arrays = {

@@ -32,16 +32,8 @@ from coralline.devices.model import DeviceModel
 from coralline.errors import UserError
 from coralline.files import make_folder
 from coralline.graph.compute_graph import ComputeGraph
-from coralline.staging.policy import (
-    Arrays,
-    Policy,
-    PolicyInput,
-    Rollouts,
-    decode,
-    policy_input,
-    project,
-    save_policy,
-)
+from coralline.staging.decoder import PolicyInput, Rollouts, decode, policy_input, project
+from coralline.staging.policy import Arrays, Policy, save_policy
 from coralline.staging.problem import Plan, StagingProblem
 from coralline.staging.split import split_arguments, split_value
 

@@ -12,15 +12,8 @@ from coralline.errors import UserError
 from coralline.graph import synthetic
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
 from coralline.staging import OBJECTIVES, Effort, StagingProblem, make_plan
-from coralline.staging.policy import (
-    Policy,
-    decode,
-    load_policy,
-    policy_input,
-    project,
-    save_policy,
-    weight_shapes,
-)
+from coralline.staging.decoder import decode, policy_input, project
+from coralline.staging.policy import Policy, load_policy, save_policy, weight_shapes
 
 DEVICE = load_device("edgetpu-usb")
 

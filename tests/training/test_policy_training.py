@@ -13,7 +13,8 @@ from coralline.graph import synthetic
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.graph.graph_set import write_graph_set
 from coralline.staging import Effort, Plan, StagingProblem, make_plan
-from coralline.staging.policy import decode, load_policy, policy_input, project
+from coralline.staging.decoder import decode, policy_input, project
+from coralline.staging.policy import load_policy
 from training.evaluate import best_of, evaluate_policy, random_orders
 from training.policy import (
     Epoch,

@@ -212,7 +212,7 @@ def _flatbuffer(file: TfliteFile, whole: Any, kept: _Part) -> bytes:
     model.description = f"part of {file.name}, split by Coralline"
     model.operatorCodes = [s.OperatorCodeT.InitFromObj(file.table.OperatorCodes(c)) for c in codes]
     model.subgraphs = [part]
-    model.buffers = [_AlignedBuffer(b"")] + [_AlignedBuffer(_constant(file, b)) for b in constants]
+    model.buffers = [_AlignedBuffer(b"")] + [_AlignedBuffer(file.constant(b)) for b in constants]
     model.metadata = []
     for k in range(file.table.MetadataLength()):
         entry = file.table.Metadata(k)
@@ -220,7 +220,7 @@ def _flatbuffer(file: TfliteFile, whole: Any, kept: _Part) -> bytes:
             metadata = s.MetadataT()
             metadata.name, metadata.buffer = entry.Name(), len(model.buffers)
             model.metadata.append(metadata)
-            model.buffers.append(_AlignedBuffer(_constant(file, entry.Buffer())))
+            model.buffers.append(_AlignedBuffer(file.constant(entry.Buffer())))
     return _pack(model)
 
 
@@ -228,14 +228,6 @@ def _tensors_of(operator: Any) -> list[int]:
     """All tensors an OperatorT refers to; `intermediates` are of quantised LSTMs."""
     fields = (getattr(operator, field) for field in _TENSOR_FIELDS)
     return [int(t) for field in fields if field is not None for t in field]
-
-
-def _constant(file: TfliteFile, index: int) -> memoryview:
-    """The bytes of a buffer, without a copy."""
-    buffer = file.table.Buffers(index)
-    if buffer.Offset() > 1:
-        return memoryview(file.data)[buffer.Offset() : buffer.Offset() + buffer.Size()]
-    return memoryview(b"" if buffer.DataIsNone() else buffer.DataAsNumpy())
 
 
 class _AlignedBuffer:

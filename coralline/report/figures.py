@@ -93,7 +93,7 @@ def stage_bars(case: Case, device: DeviceModel | None, alt: str) -> str:
     """
     plans = case.plans
     k = plans[0].n_stages
-    with _figure(min(12, max(4.5, 1.0 + len(plans) * (1.1 + 0.14 * k))), 4.4) as figure:
+    with _figure(min(12, max(6.4, 1.0 + len(plans) * (1.1 + 0.14 * k))), 4.4) as figure:
         grid = figure.subplots(2, len(plans), sharex=True, sharey="row", squeeze=False)
         _margins(figure, left=0.65, right=0.1, top=0.6, bottom=0.5, between_columns=0.15)
         simulated = " (simulated)" if plans[0].simulated else ""
@@ -181,8 +181,11 @@ def graph_cut(graph: ComputeGraph, plan: Plan, node_ms: np.ndarray, alt: str) ->
         for axes in (bars, arcs):
             axes.tick_params(axis="x", length=0, labelbottom=False)
         left, right = place[producers] + 0.5, place[consumers] + 0.5
-        # Square roots keep the short arcs of blocks visible beside the longest one.
-        depth = -np.sqrt((right - left) / max((right - left).max(initial=1), 1))
+        # Neighbours are told apart by the bars; square roots keep the arcs of blocks visible
+        # beside the longest one.
+        beyond = right - left - 1
+        depth = -0.1 - 0.9 * np.sqrt(beyond / max(beyond.max(initial=0), 1))
+        depth[cut] = np.minimum(depth[cut], -0.35)
         for chosen, style in (
             (~cut, {"ec": _INK, "lw": 0.6, "alpha": 0.5}),
             (cut, {"ec": _CUT, "lw": 1.4}),
@@ -269,20 +272,30 @@ def planner_strips(found: Sequence[Case], colours: Mapping[str, str], alt: str) 
 
 
 def learning_curve(curve: Sequence[Mapping[str, float]], alt: str) -> str:
-    """Each metric of the policy's training over the epochs."""
-    names = [name for name in dict.fromkeys(n for row in curve for n in row) if name != "epoch"]
-    with _figure(min(12, 1 + 3.6 * len(names)), 2.8) as figure:
-        grid = figure.subplots(1, len(names), squeeze=False)[0]
-        _margins(figure, left=0.55, right=0.15, top=0.35, bottom=0.5, between_columns=0.5)
-        for axes, name in zip(grid, names, strict=True):
-            epochs = [row.get("epoch", i) for i, row in enumerate(curve) if name in row]
-            values = [row[name] for row in curve if name in row]
-            mark = "." if len(values) < 40 else ""
-            axes.plot(epochs, values, marker=mark, color=_PLANNER_COLOURS[0], lw=1.6)
-            axes.set_title(name.replace("_", " "))
-            axes.set_xlabel("epoch")
-            axes.grid(axis="y", lw=0.3, color=_INK, alpha=0.3)
+    """The policy's gaps to the labels over the epochs.
+
+    Args:
+        curve: One mapping an epoch: `epoch` and gaps, whose names end in `gap`, as shares.
+    """
+    with _figure(9, 3.1) as figure:
+        axes = figure.subplots()
+        _margins(figure, left=0.65, right=0.15, top=0.15, bottom=0.5)
+        epochs = [row["epoch"] for row in curve]
+        for name, colour in zip(gap_names(curve), cycle(_PLANNER_COLOURS), strict=False):
+            percent = [100 * row[name] for row in curve]
+            mark = "o" if len(curve) < 40 else ""
+            axes.plot(epochs, percent, marker=mark, ls="-", color=colour, lw=1.6, ms=3)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("mean gap to the labels, %")
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", lw=0.3, color=_INK, alpha=0.3)
+        axes.legend([name.replace("_", " ") for name in gap_names(curve)])
         return _svg(figure, alt)
+
+
+def gap_names(curve: Sequence[Mapping[str, float]]) -> list[str]:
+    """The metrics of a learning curve that are drawn."""
+    return [name for name in (curve[0] if curve else ()) if name.endswith("gap")]
 
 
 def _time_parts(plan: Plan) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,17 @@ from coralline.report.record import (
 from coralline.runtime.measurement import Measurement
 from coralline.staging.problem import Plan
 
+_SVG = "http://www.w3.org/2000/svg"
 
-def write_report(record: ReportInput, out: Path) -> Path:
+
+def write_report(record: ReportInput, out: Path, figures_dir: Path | None = None) -> Path:
     """Write the page, whole or not at all; returns its path.
 
+    Args:
+        figures_dir: Where to write the figures as .svg files too.
+
     Raises:
-        UserError: The file cannot be written.
+        UserError: A file cannot be written.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -39,8 +45,13 @@ def write_report(record: ReportInput, out: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(_page(record))
-    write_text(out, page.lstrip() + "\n")
+    page = _page(record)
+    text = environment.get_template("report.html.j2").render(page)
+    write_text(out, text.lstrip() + "\n")
+    if figures_dir is not None:
+        for name, svg in _figures(page).items():
+            file = re.sub(r"[^\w.-]+", "_", name) + ".svg"
+            write_text(figures_dir / file, svg.replace("<svg", f'<svg xmlns="{_SVG}"', 1) + "\n")
     return out
 
 
@@ -127,6 +138,17 @@ def _page(record: ReportInput) -> dict[str, Any]:
         "amount": amount,
         "number": number,
     }
+
+
+def _figures(page: Mapping[str, Any]) -> dict[str, str]:
+    """The page's figures by name, without those it does not have."""
+    found = {"planners": page["strips"], "policy": page["policy"] and page["policy"]["curve"]}
+    for model in page["models"]:
+        for case in model["cases"]:
+            where = f"{model['name']}-{case['stages']}-{case['device']}-{case['objective']}"
+            for kind in ("bars", "cut", "latencies"):
+                found[f"{where}-{kind}"] = case[kind]
+    return {name: svg for name, svg in found.items() if svg}
 
 
 def _headline(own: Sequence[Case]) -> dict[str, Any]:
@@ -295,7 +317,7 @@ def _case(record: ReportInput, case: Case, colours: Mapping[str, str]) -> dict[s
             + ", ".join(f"{p.planner} {number(max(p.stages['stage_ms']))} ms" for p in case.plans)
             + simulated,
         ),
-        "drawing": drawing,
+        "cut": drawing,
         "latencies": latencies,
         "tensors": None if graph is None else _cut_tensors(best),
     }
@@ -311,14 +333,33 @@ def _cut_tensors(plan: Plan) -> str:
 def _policy(record: ReportInput) -> dict[str, Any] | None:
     if record.policy is None:
         return None
-    curve = record.policy.curve
-    drawn = [name for name in (curve[0] if curve else ()) if name != "epoch"]
-    alt = f"Learning curve of the policy over {len(curve)} epochs: {', '.join(drawn)}"
+    policy = record.policy
+    drawn = figures.gap_names(policy.curve)
+    alt = f"Learning curve of the policy over {len(policy.curve)} epochs: {', '.join(drawn)}"
     return {
-        "curve": figures.learning_curve(curve, alt) if drawn else "",
-        "recipe": _facts(record.policy.recipe),
-        "metrics": _facts(record.policy.metrics),
+        "curve": figures.learning_curve(policy.curve, alt) if drawn else "",
+        "methods": _method_table(policy.methods) if policy.methods else None,
+        "recipe": _facts(policy.recipe),
     }
+
+
+def _method_table(methods: Sequence[Mapping[str, Any]]) -> Table:
+    def percent(share: float) -> Cell:
+        return Cell(f"{number(100 * share)} %", share)
+
+    return Table(
+        "Gap to the labels on graphs the policy has not seen, beside other ways to plan",
+        ("method", "graphs", "mean gap", "median", "p90", "time a graph"),
+        tuple(
+            (
+                _words(row["method"]),
+                Cell(str(row["all"]["graphs"]), row["all"]["graphs"]),
+                *(percent(row["all"][key]) for key in ("mean", "median", "p90")),
+                Cell(duration(row["seconds"]), row["seconds"]),
+            )
+            for row in methods
+        ),
+    )
 
 
 def _board_table(measurements: Sequence[Measurement]) -> Table:

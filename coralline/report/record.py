@@ -21,13 +21,14 @@ class PolicySummary:
 
     Attributes:
         recipe: Its configuration.
-        curve: One mapping of metrics an epoch.
-        metrics: At the end, on graphs it has not seen.
+        curve: One mapping an epoch: `epoch`, and gaps under names that end in `gap`.
+        methods: On graphs it has not seen, it and others: `method`, `seconds` a graph and, in
+            `all`, the `mean`, `median` and `p90` of the gap to the labels, as shares.
     """
 
     recipe: Mapping[str, Any]
     curve: Sequence[Mapping[str, float]]
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    methods: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)

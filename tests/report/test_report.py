@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from builders import chain, measure, measure_on_host, plan_of
@@ -33,8 +34,17 @@ def an_input() -> ReportInput:
         devices={"edgetpu-usb": load_device("edgetpu-usb")},
         policy=PolicySummary(
             recipe={"epochs": 2, "hidden": 16},
-            curve=[{"epoch": 0, "gap": 0.5}, {"epoch": 1, "gap": 0.25}],
-            metrics={"mean_gap": 0.25},
+            curve=[
+                {"epoch": 0, "sampled_gap": 0.6, "greedy_gap": 0.5, "seconds": 1.0},
+                {"epoch": 1, "sampled_gap": 0.4, "greedy_gap": 0.25, "seconds": 2.0},
+            ],
+            methods=[
+                {
+                    "method": "policy greedy",
+                    "seconds": 0.0021,
+                    "all": {"graphs": 64, "mean": 0.123, "median": 0.1, "p90": 0.2},
+                }
+            ],
         ),
         device_checks=[DeviceCheck("edgetpu-usb", 0.117, 17)],
         provenance={"code_version": "0.1.0"},
@@ -127,6 +137,14 @@ def test_energy_without_a_source_is_not_shown(record: ReportInput, tmp_path: Pat
     assert [row[9] for row in rows_of(page, "Every plan on every board")] == ["–"]
 
 
+def test_the_policy_stands_beside_other_ways_to_plan(page: Path) -> None:
+    rows = rows_of(page, "Gap to the labels")
+    assert rows == [["policy greedy", "64", "12.3 %", "10.0 %", "20.0 %", "2.10 ms"]]
+    text = page.read_text()
+    assert "greedy gap" in text
+    assert "sampled gap" in text
+
+
 def test_the_headline_names_the_best_plan_and_its_lead(record: ReportInput, page: Path) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page.read_text()))
     for case in cases(record):
@@ -173,15 +191,17 @@ def test_a_prediction_is_compared_with_its_own_device_only() -> None:
 def test_a_missing_piece_leaves_a_page(
     missing: dict[str, object], record: ReportInput, tmp_path: Path
 ) -> None:
-    page = write_report(replace(record, **missing), tmp_path / "r.html").read_text()
+    small = replace(record, plans=record.plans[:3], measurements=record.measurements[:2])
+    page = write_report(replace(small, **missing), tmp_path / "r.html").read_text()
     assert page.rstrip().endswith("</html>")
     assert ('id="measurements"' in page) == ("measurements" not in missing)
     assert ('id="policy"' in page) == (missing.get("policy", True) is not None)
 
 
 def test_measurements_bring_their_own_plans(record: ReportInput, tmp_path: Path) -> None:
-    whole = write_report(record, tmp_path / "a.html")
-    alone = write_report(replace(record, plans=()), tmp_path / "b.html")
+    small = replace(record, plans=record.plans[:3], measurements=record.measurements[:6])
+    whole = write_report(small, tmp_path / "a.html")
+    alone = write_report(replace(small, plans=()), tmp_path / "b.html")
     assert rows_of(alone, "Every plan:") == rows_of(whole, "Every plan:")
 
 
@@ -206,6 +226,17 @@ def test_figures_are_described_and_share_no_ids(page: Path) -> None:
     assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
     captions = len(re.findall("<caption>", text))
     assert captions == len(re.findall("<table", text))
+
+
+def test_the_figures_are_files_too(record: ReportInput, tmp_path: Path) -> None:
+    small = replace(record, plans=record.plans[:3], measurements=record.measurements[:6])
+    write_report(small, tmp_path / "r.html", tmp_path / "figures")
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert len(names) == 3 + 2
+    assert {"planners.svg", "policy.svg", "alpha-2-edgetpu-usb-bottleneck-cut.svg"} <= names
+    for path in (tmp_path / "figures").iterdir():
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_an_unwritable_place_is_named(record: ReportInput, tmp_path: Path) -> None:

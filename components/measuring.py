@@ -54,9 +54,7 @@ def dispatch(
             ended.add(job_id)
             on_progress("measuring", len(ended), len(jobs))
 
-    run_jobs(
-        store, available, list(jobs), lambda job, done, total: advance(job.id, done, total)
-    )
+    run_jobs(store, available, list(jobs), lambda job, done, total: advance(job.id, done, total))
     failed = []
     for job_id, name in jobs.items():
         if store.job(job_id).state != "done":

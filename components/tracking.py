@@ -278,7 +278,8 @@ def _child(
     }
     if measurement is not None:
         parameters |= {"samples": len(measurement.latency_ms), "warmup": measurement.warmup}
-    _log_batch(client, run, parameters=parameters, metrics=[child_metrics(plan, measurement, graph)])
+    metrics = child_metrics(plan, measurement, graph)
+    _log_batch(client, run, parameters=parameters, metrics=[metrics])
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
         if measurement is not None:

@@ -25,13 +25,13 @@ def read_results(table: Path, folder: Path) -> dict[str, Any]:
     report = folder / "report.html"
     shutil.copyfile(results["report"], report)
     uri = tracking_uri(tracking_database())
-    served = uri.startswith("http")
+    command = f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"
     return {
         **results,
         "report": str(report),
         "run_folder": str(folder),
         "tracking_uri": uri,
-        "mlflow_command": uri if served else f"{sys.executable} -m mlflow ui --backend-store-uri {uri}",
+        "mlflow_command": f"open {uri}" if uri.startswith("http") else command,
     }
 
 
@@ -81,7 +81,7 @@ def print_results(results: dict[str, Any]) -> None:
             f"{error['figures']} published figures, in the median (coralline devices check)."
         )
     console.print(f"MLflow data: {results['tracking_uri']}")
-    console.print(f"open it with: [bold]{results['mlflow_command']}[/bold]", soft_wrap=True)
+    console.print(f"look at it with: [bold]{results['mlflow_command']}[/bold]", soft_wrap=True)
     console.print(f"report: [bold]{results['report']}[/bold]", soft_wrap=True)
 
 

@@ -12,7 +12,7 @@ import pytest
 from coralline.errors import DeviceError, UserError
 from pipelines import local
 
-PIPELINE = '''
+PIPELINE = """
 from kfp import compiler, dsl
 from components.face import component
 
@@ -41,7 +41,7 @@ def shouting(words: list[str] = ["a", "b"]) -> dsl.Artifact:
     return join(words=dsl.Collected(loud.outputs["out"])).outputs["out"]
 
 compiler.Compiler().compile(shouting, "shouting.yaml")
-'''
+"""
 
 
 @pytest.fixture(scope="module")

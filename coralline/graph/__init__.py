@@ -13,6 +13,12 @@ def read_graph(path: Path) -> ComputeGraph:
     Raises:
         UserError: The file is missing or is neither.
     """
+    from coralline.graph.tflite_file import is_tflite
+
+    if is_tflite(path):
+        from coralline.graph.tflite_reader import read_tflite
+
+        return read_tflite(path)
     from coralline.graph.json_format import read_json
 
     return read_json(path)

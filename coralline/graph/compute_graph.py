@@ -92,23 +92,59 @@ class ComputeGraph:
         start = np.zeros(len(readers) + 1, np.int64)
         np.cumsum([len(r) for r in readers], out=start[1:])
         flat = np.fromiter((v for r in readers for v in r), np.int64, int(start[-1]))
-        graph = ComputeGraph(
+        return ComputeGraph.from_arrays(
             name=name,
             node_names=names,
             ops=tuple(ops) if ops is not None else ("",) * n,
             param_bytes=params,
-            macs=_frozen(np.zeros(n) if macs is None else macs, np.int64),
-            compute_ms=_frozen(np.full(n, np.nan) if compute_ms is None else compute_ms, float),
-            tensor_bytes=_frozen(np.asarray(tensor_bytes)[canonical], np.int64),
-            tensor_producer=_frozen(producer[canonical], np.int64),
-            consumer_start=_frozen(start, np.int64),
-            consumers=_frozen(flat, np.int64),
-            tensor_is_output=_frozen(
+            macs=np.zeros(n) if macs is None else macs,
+            compute_ms=np.full(n, np.nan) if compute_ms is None else compute_ms,
+            tensor_bytes=np.asarray(tensor_bytes)[canonical],
+            tensor_producer=producer[canonical],
+            consumer_start=start,
+            consumers=flat,
+            tensor_is_output=(
                 np.diff(start) == 0
                 if tensor_is_output is None
-                else np.asarray(tensor_is_output)[canonical],
-                np.bool_,
+                else np.asarray(tensor_is_output)[canonical]
             ),
+        )
+
+    @staticmethod
+    def from_arrays(
+        *,
+        name: str,
+        node_names: tuple[str, ...],
+        ops: tuple[str, ...],
+        param_bytes: ArrayLike,
+        macs: ArrayLike,
+        compute_ms: ArrayLike,
+        tensor_bytes: ArrayLike,
+        tensor_producer: ArrayLike,
+        consumer_start: ArrayLike,
+        consumers: ArrayLike,
+        tensor_is_output: ArrayLike,
+    ) -> ComputeGraph:
+        """Copy, freeze and validate arrays that are as the attributes say.
+
+        Tensors must be in the order of their producers, the model's inputs first, and the
+        readers of a tensor distinct and rising; `build` sees to it.
+
+        Raises:
+            UserError: Names the node or tensor that is wrong.
+        """
+        graph = ComputeGraph(
+            name=name,
+            node_names=node_names,
+            ops=ops,
+            param_bytes=_frozen(param_bytes, np.int64),
+            macs=_frozen(macs, np.int64),
+            compute_ms=_frozen(compute_ms, float),
+            tensor_bytes=_frozen(tensor_bytes, np.int64),
+            tensor_producer=_frozen(tensor_producer, np.int64),
+            consumer_start=_frozen(consumer_start, np.int64),
+            consumers=_frozen(consumers, np.int64),
+            tensor_is_output=_frozen(tensor_is_output, np.bool_),
         )
         graph._validate()
         return graph

@@ -1,6 +1,6 @@
 """Staging: pipeline stages over accelerators. Importing the room registers its planners."""
 
-from coralline.staging import baselines
+from coralline.staging import baselines, exact
 from coralline.staging.problem import (
     OBJECTIVES,
     Effort,
@@ -27,6 +27,7 @@ __all__ = [
     "baselines",
     "check",
     "evaluate",
+    "exact",
     "lower_bound",
     "make_plan",
     "planner_names",

@@ -14,9 +14,11 @@ with the constants of the device model (coralline.devices).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, get_args
 
@@ -24,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from coralline.devices.model import MIB, DeviceModel
-from coralline.errors import PlanError, UserError
+from coralline.errors import PlanError, UserError, read_text
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
 
 SCHEMA = "coralline.plan/v1"
@@ -285,6 +287,8 @@ class Plan:
         stage = values["stage"]
         if not isinstance(stage, list) or not all(type(s) is int and s >= 0 for s in stage):
             raise UserError("the plan's `stage` must be a list of whole numbers from 0")
+        if type(values["n_stages"]) is not int or values["n_stages"] < 1:
+            raise UserError("the plan's `n_stages` must be a whole number from 1")
         return Plan(**{**values, "stage": tuple(stage)})
 
     def check_graph(self, graph: ComputeGraph) -> None:
@@ -301,6 +305,21 @@ class Plan:
         gap = _gap(self.value, best)
         proven = gap is not None and gap <= OPTIMALITY_TOLERANCE
         return replace(self, lower_bound=best, gap=gap, proven_optimal=proven)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        UserError: The file is missing, is not JSON, or is no plan.
+    """
+    text = read_text(path, "a plan that `coralline schedule --out` wrote")
+    try:
+        return Plan.from_json(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: is not JSON (line {error.lineno}: {error.msg})") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ class SegmentSet:
         segments: In stage order.
         plan: The plan that made the split, `coralline.plan/v1`.
         bit_equal_inputs: On how many random inputs the chain gave the whole model's bits.
+        compared_with: The LiteRT kernels that ran both then: `default` (with XNNPACK) or `builtin`
+            (without); None when nothing was compared.
     """
 
     folder: Path
@@ -63,11 +65,15 @@ class SegmentSet:
     segments: tuple[Segment, ...]
     plan: Mapping[str, Any]
     bit_equal_inputs: int
+    compared_with: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest: everything but where the folder is."""
+        return {"schema": SCHEMA} | {k: v for k, v in asdict(self).items() if k != "folder"}
 
     def write(self) -> None:
         """Write the manifest into the folder, last of all its files."""
-        data = {k: v for k, v in asdict(self).items() if k != "folder"}
-        write_text(self.folder / MANIFEST, json.dumps({"schema": SCHEMA, **data}, indent=1) + "\n")
+        write_text(self.folder / MANIFEST, json.dumps(self.to_json(), indent=1) + "\n")
 
     @staticmethod
     def read(folder: Path) -> SegmentSet:
@@ -98,6 +104,7 @@ class SegmentSet:
                 segments=segments,
                 plan=data["plan"],
                 bit_equal_inputs=data["bit_equal_inputs"],
+                compared_with=data["compared_with"],
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(

@@ -1,0 +1,39 @@
+"""`python -m benchmarks`: run the benchmarks, keep the results, print the tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import typer
+from rich.console import Console
+
+from benchmarks import frame
+from coralline.errors import CorallineError
+
+
+def main(
+    only: list[str] = typer.Option([], "--only", help="Run this one; may be repeated."),
+    quick: bool = typer.Option(False, "--quick", help="Small sizes: does it work at all?"),
+    out: Path = typer.Option(frame.RESULTS, "--out", help="Folder of the results."),
+) -> None:
+    """Run every benchmark, one after the other, on an otherwise idle machine."""
+    console = Console()
+    try:
+        chosen = {name: frame.load(name) for name in only or frame.bench_names()}
+        for name, run in chosen.items():
+            with console.status(f"benchmark {name}"):
+                start = perf_counter()
+                result = run(quick)
+                seconds = perf_counter() - start
+            frame.write(name, result, quick=quick, seconds=seconds, folder=out)
+            console.print(frame.table(result))
+    except CorallineError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
+    console.print(f"results in {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

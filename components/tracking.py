@@ -1,0 +1,362 @@
+"""MLflow's record of a pipeline execution: a parent run, a child run a measured plan.
+
+The store is the server that `MLFLOW_TRACKING_URI` names, or else an SQLite file. Everything one
+run has to say goes in one `log_batch`: a call costs more than what it carries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coralline.errors import DeviceError
+from coralline.files import make_folder
+from coralline.report.record import predicted_over_measured
+from coralline.runtime.measurement import Measurement
+from coralline.staging.problem import Plan
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "coralline"
+POLICY_MODEL = "coralline-policy"
+CHAMPION = "champion"
+
+_BATCH_METRICS = 1000
+"""MLflow takes no more in one log_batch."""
+
+
+@dataclass(frozen=True)
+class PolicyRecord:
+    """A trained policy.
+
+    Attributes:
+        file: The policy, `.npz`.
+        parameters: Its recipe.
+        curve: One mapping of metrics an epoch.
+        score: Its gap on held-out graphs; the smaller, the better.
+        data_digest: Identity of those graphs: scores on other graphs do not compare.
+    """
+
+    file: Path
+    parameters: Mapping[str, Any]
+    curve: Sequence[Mapping[str, float]]
+    score: float
+    data_digest: str
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One execution of a pipeline.
+
+    Attributes:
+        id: Recording an execution again finds its runs by it.
+        pipeline: Name.
+        code_version: Of the project, as `git describe` or a release says it.
+        parameters: Of the pipeline.
+        plans: Those that no measurement carries get a run too, without a board.
+        artifacts: Files and folders for the parent run, by the folder they go to.
+    """
+
+    id: str
+    pipeline: str
+    code_version: str
+    parameters: Mapping[str, Any]
+    plans: Sequence[Plan]
+    measurements: Sequence[Measurement]
+    policy: PolicyRecord | None = None
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Where an execution is.
+
+    Attributes:
+        children: Run ids, the measurements first, then the plans nobody measured.
+        policy_version: Of the registered model; None without a policy.
+    """
+
+    uri: str
+    experiment_id: str
+    parent: str
+    children: tuple[str, ...]
+    policy_version: int | None
+
+
+def tracking_uri(database: Path) -> str:
+    """`MLFLOW_TRACKING_URI` if it is set, or the SQLite file `database`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database.resolve()}"
+
+
+def record(execution: Execution, uri: str) -> Recorded:
+    """Record an execution; what is there from an earlier try is kept and completed.
+
+    Args:
+        uri: As `tracking_uri` gives it.
+
+    Raises:
+        UserError: The SQLite file's folder cannot be written.
+        DeviceError: The server does not answer or refuses.
+    """
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _record(client, execution, uri)
+    except MlflowException as error:
+        raise DeviceError(
+            f"MLflow at {uri}: {str(error).splitlines()[0]}; check MLFLOW_TRACKING_URI",
+            retryable=True,
+        ) from error
+
+
+def child_metrics(plan: Plan, measurement: Measurement | None) -> dict[str, float]:
+    """The metrics of a child run; what is not known or not finite is left out."""
+    values: dict[str, float | None] = {
+        "bottleneck_ms": max(plan.stages["stage_ms"]),
+        "peak_param_bytes": max(plan.stages["param_bytes"]),
+        "optimality_gap": plan.gap,
+        "solve_seconds": plan.solve_seconds,
+        "plan_value": plan.value,
+        "plan_lower_bound": plan.lower_bound,
+    }
+    if measurement is not None:
+        values |= measurement.summary()
+        if measurement.meter is None and not measurement.simulated:
+            values.pop("energy_mj_per_inference", None)
+        values["predicted_over_measured"] = predicted_over_measured(plan, measurement)
+    return {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
+
+
+def _client(uri: str) -> MlflowClient:
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    # The default of 7 with growing pauses keeps a person waiting for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    if uri.startswith("sqlite:///"):
+        make_folder(Path(uri.removeprefix("sqlite:///")).parent)
+    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def _record(client: MlflowClient, execution: Execution, uri: str) -> Recorded:
+    experiment_id = _experiment(client, uri)
+    known = {
+        run.data.tags["item"]: run
+        for run in _all_runs(client, experiment_id, f"tags.execution = '{execution.id}'")
+    }
+    tags = {
+        "execution": execution.id,
+        "pipeline": execution.pipeline,
+        "code_version": execution.code_version,
+    }
+    parent = known.get("pipeline") or client.create_run(
+        experiment_id,
+        run_name=f"{execution.pipeline} {execution.id[:8]}",
+        tags={**tags, "item": "pipeline"},
+    )
+    tags["mlflow.parentRunId"] = parent.info.run_id
+    children = [
+        _child(client, experiment_id, known, tags, plan, measurement)
+        for plan, measurement in _pairs(execution)
+    ]
+    if parent.info.status != "FINISHED":
+        _log_parent(client, parent, execution)
+        client.set_terminated(parent.info.run_id)
+    version = None
+    if execution.policy is not None:
+        version = _register(client, parent, execution.policy)
+    return Recorded(uri, experiment_id, parent.info.run_id, tuple(children), version)
+
+
+def _log_parent(client: MlflowClient, run: Run, execution: Execution) -> None:
+    parameters, curve = dict(execution.parameters), []
+    artifacts = dict(execution.artifacts)
+    if execution.policy is not None:
+        policy = execution.policy
+        parameters |= {f"policy.{key}": value for key, value in policy.parameters.items()}
+        curve = [{f"policy_{key}": v for key, v in epoch.items()} for epoch in policy.curve]
+        artifacts["policy"] = policy.file
+    _log_batch(client, run, parameters=parameters, metrics=curve)
+    for folder, path in artifacts.items():
+        log = client.log_artifacts if path.is_dir() else client.log_artifact
+        log(run.info.run_id, str(path), folder)
+
+
+def _pairs(execution: Execution) -> list[tuple[Plan, Measurement | None]]:
+    measured: list[tuple[Plan, Measurement | None]] = [
+        (Plan.from_json(m.plan), m) for m in execution.measurements
+    ]
+    seen = {_identity(plan) for plan, _ in measured}
+    return measured + [(plan, None) for plan in execution.plans if _identity(plan) not in seen]
+
+
+def _identity(plan: Plan) -> str:
+    """Of the problem and the planner: planned again, it is the same item."""
+    parts = (
+        plan.graph_digest,
+        plan.n_stages,
+        plan.device_digest,
+        plan.objective,
+        plan.children_together,
+        plan.planner,
+        plan.planner_version,
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _child(
+    client: MlflowClient,
+    experiment_id: str,
+    known: Mapping[str, Run],
+    tags: Mapping[str, str],
+    plan: Plan,
+    measurement: Measurement | None,
+) -> str:
+    item = measurement.id if measurement is not None else _identity(plan)
+    run = known.get(item)
+    if run is not None and run.info.status == "FINISHED":
+        return str(run.info.run_id)
+    board = "none" if measurement is None else measurement.board
+    start = None if measurement is None else _epoch_ms(measurement.started_at)
+    if run is None:
+        run = client.create_run(
+            experiment_id,
+            start_time=start,
+            run_name=f"{plan.graph_name}/{plan.n_stages}/{plan.planner}/{board}",
+            tags={
+                **tags,
+                "item": item,
+                "model": plan.graph_name,
+                "planner": plan.planner,
+                "graph_digest": plan.graph_digest,
+                "board": board,
+                "board_kind": "none" if measurement is None else measurement.board_kind,
+                "simulated": _flag(
+                    plan.simulated if measurement is None else measurement.simulated
+                ),
+            },
+        )
+    parameters = {
+        "model": plan.graph_name,
+        "stages": plan.n_stages,
+        "planner": plan.planner,
+        "planner_version": plan.planner_version,
+        "objective": plan.objective,
+        "device": plan.device,
+        "board": board,
+    }
+    if measurement is not None:
+        parameters |= {"samples": len(measurement.latency_ms), "warmup": measurement.warmup}
+    _log_batch(client, run, parameters=parameters, metrics=[child_metrics(plan, measurement)])
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
+        if measurement is not None:
+            text = json.dumps(measurement.to_json())
+            (Path(folder) / "measurement.json").write_text(text, encoding="utf-8")
+        client.log_artifacts(run.info.run_id, folder)
+    end = None if measurement is None or start is None else start + int(1000 * measurement.wall_s)
+    client.set_terminated(run.info.run_id, end_time=end)
+    return str(run.info.run_id)
+
+
+def _register(client: MlflowClient, run: Run, policy: PolicyRecord) -> int:
+    """Register the policy, once a content, and let the better of it and the champion be that."""
+    from mlflow.exceptions import MlflowException
+
+    digest = hashlib.sha256(policy.file.read_bytes()).hexdigest()
+    if not client.search_registered_models(f"name = '{POLICY_MODEL}'"):
+        client.create_registered_model(
+            POLICY_MODEL, description="Scheduling policy of `coralline schedule --planner policy`"
+        )
+    for version in client.search_model_versions(f"name = '{POLICY_MODEL}'"):
+        if version.tags.get("digest") == digest:
+            return int(version.version)
+    created = client.create_model_version(
+        POLICY_MODEL,
+        source=f"runs:/{run.info.run_id}/policy",
+        run_id=run.info.run_id,
+        tags={"digest": digest, "data_digest": policy.data_digest, "score": repr(policy.score)},
+    )
+    try:
+        champion = client.get_model_version_by_alias(POLICY_MODEL, CHAMPION)
+    except MlflowException:
+        champion = None
+    same_data = champion is not None and champion.tags["data_digest"] == policy.data_digest
+    if not (same_data and float(champion.tags["score"]) < policy.score):
+        client.set_registered_model_alias(POLICY_MODEL, CHAMPION, created.version)
+    return int(created.version)
+
+
+def _experiment(client: MlflowClient, uri: str) -> str:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    # A server places artifacts itself; for a file the default would be the working directory.
+    location = None
+    if uri.startswith("sqlite:///"):
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+
+
+def _all_runs(client: MlflowClient, experiment_id: str, query: str) -> list[Run]:
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _log_batch(
+    client: MlflowClient,
+    run: Run,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    metrics: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """Log parameters, and metrics one mapping a step.
+
+    The metrics take the run's own start as their time, so that logging them again changes
+    nothing.
+    """
+    from mlflow.entities import Metric, Param
+
+    values = [
+        Metric(key, value, run.info.start_time, step)
+        for step, row in enumerate(metrics)
+        for key, value in row.items()
+        if math.isfinite(value)
+    ]
+    texts = [Param(key, _text(value)) for key, value in (parameters or {}).items()]
+    client.log_batch(run.info.run_id, metrics=values[:_BATCH_METRICS], params=texts)
+    for i in range(_BATCH_METRICS, len(values), _BATCH_METRICS):
+        client.log_batch(run.info.run_id, metrics=values[i : i + _BATCH_METRICS])
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _epoch_ms(moment: str) -> int:
+    return int(1000 * datetime.fromisoformat(moment).timestamp())

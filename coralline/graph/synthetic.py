@@ -1,0 +1,280 @@
+"""Seeded synthetic graphs, generated in batches of arrays.
+
+Four families:
+
+- `respect`: the training graphs of RESPECT (Yin et al., DAC 2023), after the generator in the
+  authors' repository (Yu-Maryland/RESPECT, dataset/dataset_generator.py): V = 30 nodes on
+  V/3 to 5V/6 levels (10 to 25), at most 2 to 6 inputs a node, the same number of graphs for
+  each limit, parameter weights uniform from 0. Inputs come from anywhere above.
+- `branch`: blocks of parallel chains that fork from one node and meet in one, as in Inception
+  (Szegedy et al., CVPR 2015) and ResNeXt.
+- `skip`: one to three chains side by side with skip connections of every length, as in
+  DenseNet (Huang et al., CVPR 2017), U-Net (Ronneberger et al., MICCAI 2015) and feature
+  pyramids (Lin et al., CVPR 2017).
+- `cell`: repeated cells of five blocks, each adding two transformed earlier states, unused
+  states joined at the end: the search space of NASNet (Zoph et al., CVPR 2018).
+
+Every node writes one tensor; all nodes without inputs read the model's input. The costs are
+in the proportions of the ten networks that RESPECT evaluates: parameters and MACs of a graph
+are drawn as totals and shared out, so that a node of a large graph is a small operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coralline.errors import UserError
+from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+MAX_NODES = 10_000
+
+PARAM_BYTES = (2 * 2**20, 64 * 2**20)
+"""Range of a graph's parameters: int8 MobileNetV2 has 2.3 MB, ResNet152 58 MB."""
+
+MACS = (0.3e9, 13e9)
+"""Range of a graph's MACs: MobileNetV2 has 0.3 G, InceptionResNetV2 13 G."""
+
+TENSOR_BYTES = (8 * 2**10, 512 * 2**10)
+"""Range of a tensor: 7 x 7 x 160 int8 values of MobileNetV2 to 56 x 56 x 160 of DenseNet."""
+
+INPUT_BYTES = 224 * 224 * 3
+
+_BATCH_NODES = 2**13
+"""About as many nodes are drawn from one random stream; a set's first graphs do not depend on its size."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The edges of G graphs of V nodes, numbered in topological order.
+
+    Attributes:
+        parents: int64 (G, V, D): inputs of each node, -1 for none; repeats count once.
+        parameter_growth: How many times larger a node's expected share of the parameters is
+            at the end of the network than at its start; tensors shrink by its cube root as
+            resolution falls faster than channels rise.
+    """
+
+    parents: Ints
+    parameter_growth: float
+
+
+def generate(
+    family: str, n_graphs: int, n_nodes: int, seed: int, **options: int
+) -> list[ComputeGraph]:
+    """Graphs of one family; the same arguments give the same graphs.
+
+    Args:
+        family: One of `family_names()`.
+        n_nodes: V of every graph, 2 to MAX_NODES.
+        seed: 0 or more.
+        options: `max_in_degree`, 2 to 6: a fixed limit in place of the mixture of `respect`
+            and the 6 of `branch` and `skip`; not for `cell`.
+
+    Raises:
+        UserError: An argument is out of range.
+    """
+    if family not in _FAMILIES:
+        raise UserError(f"family {family!r} is not known; choose {', '.join(family_names())}")
+    if n_graphs < 1:
+        raise UserError(f"{n_graphs} graphs: ask for 1 or more")
+    if not 2 <= n_nodes <= MAX_NODES:
+        raise UserError(f"{n_nodes} nodes: a synthetic graph has 2 to {MAX_NODES}")
+    if seed < 0:
+        raise UserError(f"seed {seed}: a seed is 0 or more")
+    max_in_degree = options.pop("max_in_degree", None)
+    if options:
+        raise UserError(f"family {family!r} has no option {', '.join(options)}")
+    if max_in_degree is not None and (family == "cell" or not 2 <= max_in_degree <= 6):
+        raise UserError(
+            f"max_in_degree {max_in_degree}: it is 2 to 6, for respect, branch and skip"
+        )
+    # A multiple of the number of limits that `respect` mixes.
+    batch = 5 * max(_BATCH_NODES // n_nodes // 5, 1)
+    graphs: list[ComputeGraph] = []
+    for first in range(0, n_graphs, batch):
+        rng = np.random.default_rng([seed, first, n_nodes, sorted(_FAMILIES).index(family)])
+        structure = _FAMILIES[family](rng, batch, n_nodes, max_in_degree)
+        last = min(first + batch, n_graphs)
+        graphs += _with_costs(rng, structure, f"{family}-{n_nodes}-s{seed}", range(first, last))
+    return graphs
+
+
+def family_names() -> tuple[str, ...]:
+    """Names of the families."""
+    return tuple(sorted(_FAMILIES))
+
+
+def _respect(rng: np.random.Generator, g: int, v: int, max_in_degree: int | None) -> Structure:
+    node = np.arange(v)
+    n_levels = rng.integers(max(v // 3, 1), max(5 * v // 6, 1), (g, 1), endpoint=True)
+    # One node for each level, the others anywhere; then numbered level by level.
+    level = np.where(node < n_levels, node, (rng.random((g, v)) * n_levels).astype(np.int64))
+    level.sort(axis=1)
+    opens = np.diff(level, axis=1, prepend=-1) > 0
+    start = np.maximum.accumulate(np.where(opens, node, 0), axis=1)
+    start_above = np.take_along_axis(start, np.maximum(start - 1, 0), axis=1)
+    if max_in_degree is None:
+        limit = 2 + np.arange(g)[:, None] % 5
+    else:
+        limit = np.full((g, 1), max_in_degree)
+    wanted = rng.integers(1, limit, (g, v), endpoint=True)
+    parents = (rng.random((g, v, int(limit.max()))) * start[:, :, None]).astype(np.int64)
+    # The first input keeps the node on its level.
+    parents[:, :, 0] = start_above + (rng.random((g, v)) * (start - start_above)).astype(np.int64)
+    absent = np.arange(parents.shape[2]) >= wanted[:, :, None]
+    parents[absent | (level == 0)[:, :, None]] = -1
+    return Structure(parents, parameter_growth=1.0)
+
+
+def _branch(rng: np.random.Generator, g: int, v: int, max_in_degree: int | None) -> Structure:
+    node = np.arange(v)
+    # Node 0 is the stem; a block is `width` chains of `length` nodes and the node they meet in.
+    n_blocks = max(v // 3, 1) + 1
+    width = rng.integers(2, max_in_degree or 6, (g, n_blocks), endpoint=True)
+    length = rng.integers(1, 4, (g, n_blocks), endpoint=True)
+    block, base = _locate(node, width * length + 1)
+    width = np.take_along_axis(width, block, axis=1)
+    length = np.take_along_axis(length, block, axis=1)
+    offset = node - 1 - base
+    meets = offset == width * length
+    chain = np.arange(max_in_degree or 6)
+    tails = node[:, None] - 1 - length[:, :, None] * chain
+    parents = np.where(meets[:, :, None] & (chain < width[:, :, None]), tails, -1)
+    along = np.where(offset % length == 0, base, node - 1)
+    parents[:, :, 0] = np.where(meets, parents[:, :, 0], along)
+    parents[:, 0] = -1
+    return Structure(parents, parameter_growth=64.0)
+
+
+def _locate(node: Ints, size: Ints) -> tuple[Ints, Ints]:
+    """For nodes 1, 2, ... laid out in blocks: their block and the node before it, (G, V)."""
+    g = len(size)
+    end = np.cumsum(size, axis=1)
+    # Rows shifted apart make one sorted array of them all.
+    shift = np.arange(g)[:, None] * (int(end[:, -1].max()) + len(node) + 1)
+    flat = np.searchsorted((end + shift).ravel(), (node + shift).ravel() - 1, side="right")
+    block = np.clip(flat.reshape(g, -1) - np.arange(g)[:, None] * size.shape[1], 0, None)
+    return block, np.take_along_axis(end - size, block, axis=1)
+
+
+def _skip(rng: np.random.Generator, g: int, v: int, max_in_degree: int | None) -> Structure:
+    node = np.arange(v)
+    n_chains = rng.integers(1, 3, (g, 1), endpoint=True)
+    degree = max_in_degree or 6
+    # Lengths uniform in the logarithm: most skips are short, some span the network.
+    length = np.exp(rng.random((g, v, degree)) * np.log(np.maximum(node, 1))[:, None])
+    parents = node[:, None] - np.maximum(length.astype(np.int64), 1)
+    # Half of the nodes have no skip; longer lists of inputs are ever rarer.
+    extra = np.minimum(rng.geometric(0.5, (g, v)) - 1, degree - 1)
+    parents[np.arange(degree) > extra[:, :, None]] = -1
+    parents[:, :, 0] = np.maximum(node - n_chains, 0)
+    parents[:, 0] = -1
+    return Structure(parents, parameter_growth=64.0)
+
+
+def _cell(rng: np.random.Generator, g: int, v: int, max_in_degree: int | None) -> Structure:
+    node, n_blocks = np.arange(v), 5
+    size = 3 * n_blocks + 1
+    # A graph repeats one cell. Block k transforms and adds two states: 0 and 1 are the last
+    # cell but one and the last cell, j + 2 is block j < k.
+    choice = (rng.random((g, n_blocks, 2)) * (np.arange(n_blocks)[:, None] + 2)).astype(np.int64)
+    unused = ~(choice[:, :, :, None] == np.arange(n_blocks) + 2).any(axis=(1, 2))
+    cell, offset = np.divmod(node - 1, size)
+    block, part = np.divmod(offset, 3)
+    joins = offset == size - 1
+    first = 1 + cell * size
+    state = choice[:, np.minimum(block, n_blocks - 1), np.minimum(part, 1)]
+    earlier = np.where(
+        state >= 2,
+        first + 3 * (state - 2) + 2,
+        np.maximum(first + size * (state - 1) - 1, 0),
+    )
+    parents = np.full((g, v, n_blocks), -1)
+    parents[:, :, 0] = np.where(part == 2, node - 1, earlier)
+    parents[:, :, 1] = np.where(part == 2, node - 2, -1)
+    ends = first[:, None] + 3 * np.arange(n_blocks) + 2
+    parents[:, joins] = np.where(unused[:, None, :], ends[joins], -1)
+    parents[:, 0] = -1
+    return Structure(parents, parameter_growth=64.0)
+
+
+_FAMILIES: dict[str, Callable[[np.random.Generator, int, int, int | None], Structure]] = {
+    "respect": _respect,
+    "branch": _branch,
+    "skip": _skip,
+    "cell": _cell,
+}
+
+
+def _with_costs(
+    rng: np.random.Generator, structure: Structure, name: str, numbers: range
+) -> list[ComputeGraph]:
+    parents, growth = structure.parents, structure.parameter_growth
+    g, v, _ = parents.shape
+    depth = np.arange(v) / v
+    n_inputs = (parents >= 0).sum(axis=2)
+    size = _log_uniform(rng, TENSOR_BYTES, (g, v))
+    # In the networks that these families stand for, resolution falls with depth and
+    # operators with several inputs (add, concatenate) have no parameters.
+    merges = (n_inputs > 1) & (growth > 1)
+    size = np.maximum(size * growth ** (-depth / 3), TENSOR_BYTES[0]).astype(np.int64)
+    weight = rng.random((g, v)) * np.where(merges, 0.0, growth**depth)
+    params = _share(weight, _log_uniform(rng, PARAM_BYTES, (g, 1)))
+    work = np.where(merges, 0.0, _log_uniform(rng, (1.0, 30.0), (g, v)))
+    macs = _share(work, _log_uniform(rng, MACS, (g, 1)))
+    macs = np.where(merges, size * n_inputs, macs)
+
+    # Tensor 0 is the model's input, tensor u + 1 what node u writes; every graph's readings
+    # (tensor, reader) as one sorted list of keys.
+    reads = np.where(parents >= 0, parents + 1, -1)
+    reads[:, :, 0] = np.where(n_inputs == 0, 0, reads[:, :, 0])
+    graph, reader, slot = np.nonzero(reads >= 0)
+    keys = np.unique((graph * (v + 1) + reads[graph, reader, slot]) * v + reader)
+    tensor, consumers = np.divmod(keys, v)
+    starts = np.searchsorted(tensor, np.arange(g * (v + 1) + 1))
+    producer = np.arange(-1, v)
+    assert producer[0] == MODEL_INPUT
+    names, ops, unmeasured = _node_names(v), ("",) * v, np.full(v, np.nan)
+    graphs = []
+    for i, number in enumerate(numbers):
+        start = starts[i * (v + 1) : (i + 1) * (v + 1) + 1]
+        graphs.append(
+            ComputeGraph.from_arrays(
+                name=f"{name}-{number}",
+                node_names=names,
+                ops=ops,
+                param_bytes=params[i],
+                macs=macs[i],
+                compute_ms=unmeasured,
+                tensor_bytes=np.concatenate(([INPUT_BYTES], size[i])),
+                tensor_producer=producer,
+                consumer_start=start - start[0],
+                consumers=consumers[start[0] : start[-1]],
+                tensor_is_output=np.diff(start) == 0,
+            )
+        )
+    return graphs
+
+
+@cache
+def _node_names(v: int) -> tuple[str, ...]:
+    return tuple(f"n{i}" for i in range(v))
+
+
+def _log_uniform(
+    rng: np.random.Generator, bounds: tuple[float, float], shape: tuple[int, ...]
+) -> Floats:
+    low, high = np.log(bounds)
+    return np.exp(rng.uniform(low, high, shape))
+
+
+def _share(weight: Floats, total: Floats) -> Ints:
+    return (total * weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)).astype(np.int64)

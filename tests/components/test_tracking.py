@@ -1,0 +1,218 @@
+"""Against a real SQLite store and a real `mlflow server`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import chain, measure, measure_on_host, plan_of
+
+from components import tracking
+from components.tracking import Execution, PolicyRecord, record, tracking_uri
+from coralline.errors import DeviceError
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store with all tables: making them takes seconds, copying them does not."""
+    path = tmp_path_factory.mktemp("store") / "empty.db"
+    tracking._client(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def sqlite(migrated: Path, tmp_path: Path) -> str:
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(migrated, folder / "mlflow.db")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            uri = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"{uri}/health", timeout=1)
+                    break
+                except OSError:
+                    assert process.poll() is None, (folder / "log").read_text()
+                    time.sleep(0.1)
+            yield uri
+        finally:
+            os.killpg(process.pid, 15)
+            process.wait(20)
+
+
+def an_execution(folder: Path, **changes: object) -> Execution:
+    graph = chain("net", 9)
+    plans = [plan_of(graph, planner) for planner in ("topo-dp", "uniform")]
+    (folder / "report.html").write_text("<p>report</p>")
+    np.savez(folder / "policy.npz", weights=np.arange(3))
+    policy = PolicyRecord(
+        file=folder / "policy.npz",
+        parameters={"epochs": 2, "hidden": 16},
+        curve=[{"gap": 0.4, "reward": -2.0}, {"gap": 0.2, "reward": float("nan")}],
+        score=0.2,
+        data_digest="d1",
+    )
+    return replace(
+        Execution(
+            id="respect-0001",
+            pipeline="respect",
+            code_version="0.1.0",
+            parameters={"seed": 0, "models": ["net"]},
+            plans=plans,
+            measurements=[measure(plans[0]), measure_on_host(plans[0])],
+            policy=policy,
+            artifacts={"report": folder / "report.html"},
+        ),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("store", ["sqlite", "server"])
+def test_an_execution_is_recorded_once(
+    store: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    uri = request.getfixturevalue(store)
+    execution = an_execution(tmp_path)
+    first = record(execution, uri)
+    assert record(execution, uri) == first
+    client = tracking._client(uri)
+    runs = client.search_runs([first.experiment_id])
+    assert {run.info.run_id for run in runs} == {first.parent, *first.children}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+    parent = client.get_run(first.parent)
+    assert parent.data.params["models"] == '["net"]'
+    assert parent.data.params["policy.epochs"] == "2"
+    assert [m.value for m in client.get_metric_history(first.parent, "policy_gap")] == [0.4, 0.2]
+    assert len(client.get_metric_history(first.parent, "policy_reward")) == 1
+    folders = {file.path for file in client.list_artifacts(first.parent)}
+    assert folders == {"report", "policy"}
+
+    simulated, host, unmeasured = map(client.get_run, first.children)
+    for run in (simulated, host, unmeasured):
+        assert run.data.tags["mlflow.parentRunId"] == first.parent
+        assert run.data.tags["code_version"] == "0.1.0"
+        assert run.data.tags["graph_digest"] == execution.plans[0].graph_digest
+    assert simulated.data.tags["board"] == "edgetpu-usb-sim"
+    assert simulated.data.tags["board_kind"] == "edgetpu-sim"
+    assert simulated.data.tags["simulated"] == "true"
+    assert host.data.tags["simulated"] == "false"
+    assert unmeasured.data.tags["board"] == "none"
+    assert unmeasured.data.params["planner"] == "uniform"
+
+    measurement = execution.measurements[0]
+    metrics = simulated.data.metrics
+    for name, value in measurement.summary().items():
+        assert metrics[name] == pytest.approx(value, rel=1e-12)
+    plan = execution.plans[0]
+    assert metrics["bottleneck_ms"] == max(plan.stages["stage_ms"])
+    assert metrics["peak_param_bytes"] == max(plan.stages["param_bytes"])
+    assert metrics["optimality_gap"] == plan.gap
+    assert metrics["solve_seconds"] == plan.solve_seconds
+    assert metrics["predicted_over_measured"] == pytest.approx(1, abs=0.2)
+    assert metrics["energy_mj_per_inference"] == 12.5
+    assert "energy_mj_per_inference" not in host.data.metrics
+    assert "predicted_over_measured" not in host.data.metrics
+    assert "latency_p50_ms" not in unmeasured.data.metrics
+
+    folder = client.download_artifacts(simulated.info.run_id, "", str(tmp_path))
+    assert json.loads((Path(folder) / "plan.json").read_text()) == json.loads(
+        json.dumps(plan.to_json())
+    )
+    kept = json.loads((Path(folder) / "measurement.json").read_text())
+    assert tuple(kept["latency_ms"]) == measurement.latency_ms
+
+    champion = client.get_model_version_by_alias(tracking.POLICY_MODEL, tracking.CHAMPION)
+    assert int(champion.version) == first.policy_version == 1
+    source = client.get_model_version_download_uri(tracking.POLICY_MODEL, champion.version)
+    import mlflow
+
+    fetched = mlflow.artifacts.download_artifacts(source, tracking_uri=uri)
+    assert (Path(fetched) / "policy.npz").read_bytes() == execution.policy.file.read_bytes()
+
+
+def test_a_record_cut_short_is_completed(sqlite: str, tmp_path: Path) -> None:
+    execution = an_execution(tmp_path, artifacts={"report": tmp_path / "absent.html"})
+    with pytest.raises(OSError, match=r"absent\.html"):
+        record(execution, sqlite)
+    recorded = record(an_execution(tmp_path), sqlite)
+    client = tracking._client(sqlite)
+    assert len(client.search_runs([recorded.experiment_id])) == 1 + len(recorded.children)
+    assert len(client.get_metric_history(recorded.parent, "policy_gap")) == 2
+
+
+def test_another_execution_has_its_own_runs_and_shares_the_policy(
+    sqlite: str, tmp_path: Path
+) -> None:
+    first = record(an_execution(tmp_path), sqlite)
+    second = record(an_execution(tmp_path, id="respect-0002"), sqlite)
+    assert not {first.parent, *first.children} & {second.parent, *second.children}
+    assert first.policy_version == second.policy_version == 1
+
+
+def test_the_champion_gives_way_to_a_better_policy_only(sqlite: str, tmp_path: Path) -> None:
+    def recorded(name: str, score: float, data: str) -> int:
+        np.savez(tmp_path / f"{name}.npz", name=name)
+        execution = an_execution(tmp_path)
+        policy = replace(
+            execution.policy, file=tmp_path / f"{name}.npz", score=score, data_digest=data
+        )
+        record(replace(execution, id=name, measurements=[], plans=[], policy=policy), sqlite)
+        client = tracking._client(sqlite)
+        return int(client.get_model_version_by_alias("coralline-policy", "champion").version)
+
+    assert recorded("a", 0.2, "d1") == 1
+    assert recorded("worse", 0.3, "d1") == 1
+    assert recorded("better", 0.1, "d1") == 3
+    # Scores on other graphs do not compare: the newest stands.
+    assert recorded("elsewhere", 0.5, "d2") == 4
+
+
+def test_energy_without_a_source_is_not_logged() -> None:
+    plan = plan_of(chain("net", 6))
+    unmetered = measure_on_host(plan, energy_mj_per_inference=3.0)
+    assert "energy_mj_per_inference" not in tracking.child_metrics(plan, unmetered)
+    metered = replace(unmetered, meter="ina219")
+    assert tracking.child_metrics(plan, metered)["energy_mj_per_inference"] == 3.0
+
+
+def test_the_environment_names_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert tracking_uri(tmp_path / "m.db") == f"sqlite:///{tmp_path / 'm.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert tracking_uri(tmp_path / "m.db") == "http://tracking:5000"
+
+
+def test_a_server_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(
+        DeviceError, match=r"MLflow at http://127\.0\.0\.1:9: .*MLFLOW_TRACKING_URI"
+    ):
+        record(an_execution(tmp_path), "http://127.0.0.1:9")

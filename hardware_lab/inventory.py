@@ -1,9 +1,9 @@
 """`coralline.inventory/v1`: the boards of a lab, as a YAML file.
 
-    schema: coralline.inventory/v1
-    boards:
-      host: {kind: host, threads_per_stage: 1}
-      my-sim: {kind: edgetpu-sim, device: edgetpu-usb}
+schema: coralline.inventory/v1
+boards:
+  host: {kind: host, threads_per_stage: 1}
+  my-sim: {kind: edgetpu-sim, device: edgetpu-usb}
 """
 
 from __future__ import annotations

@@ -322,8 +322,9 @@ class Store:
             connection.execute(
                 insert(_measurements).from_select(
                     ["job", "attempt", "measurement"],
-                    select(_jobs.c.number, _jobs.c.attempt, text(":data").bindparams(data=data))
-                    .where(_jobs.c.id == job.id),
+                    select(
+                        _jobs.c.number, _jobs.c.attempt, text(":data").bindparams(data=data)
+                    ).where(_jobs.c.id == job.id),
                 )
             )
 
@@ -346,9 +347,7 @@ class Store:
     def _end(self, connection: Connection, job: Job, **values: Any) -> None:
         ended = connection.execute(
             update(_jobs)
-            .where(
-                _jobs.c.id == job.id, _jobs.c.attempt == job.attempt, _jobs.c.state == "running"
-            )
+            .where(_jobs.c.id == job.id, _jobs.c.attempt == job.attempt, _jobs.c.state == "running")
             .values(finished_at=_now(), **values)
         )
         if ended.rowcount != 1:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coralline.errors import DeviceError, UserError
+from coralline.tflite.verify import random_inputs
 
 Array = NDArray[Any]
 
@@ -71,6 +72,10 @@ class Model:
         self.invoke()
         return [view().copy() for view in self._outputs]
 
+    def random_inputs(self, rng: np.random.Generator) -> list[Array]:
+        """One random value for each input."""
+        return random_inputs(self.input_details, rng)
+
     def empty_outputs(self) -> list[Array]:
         """One uninitialised array for each output."""
         return [np.empty(d["shape"], d["dtype"]) for d in self.output_details]
@@ -106,30 +111,3 @@ class Model:
             "partitions": len(partitions),
             "plain": dict(sorted(plain.items())),
         }
-
-
-def random_inputs(model: Model, rng: np.random.Generator) -> list[Array]:
-    """One random value for each input of the model.
-
-    Whole range for 8-bit types, [0, 1) for real types, 0 or 1 for the others: they are often
-    indices, and an index out of range is no fair input.
-
-    Raises:
-        UserError: An input has a type that cannot be drawn, as a string.
-    """
-    drawn: list[Array] = []
-    for detail in model.input_details:
-        shape, dtype = tuple(detail["shape"]), np.dtype(detail["dtype"])
-        if dtype in (np.int8, np.uint8):
-            limits = np.iinfo(dtype)
-            drawn.append(rng.integers(limits.min, limits.max, shape, dtype, endpoint=True))
-        elif np.issubdtype(dtype, np.floating):
-            drawn.append(rng.random(shape).astype(dtype))
-        elif dtype == np.bool_ or np.issubdtype(dtype, np.integer):
-            drawn.append(rng.integers(0, 2, shape).astype(dtype))
-        else:
-            raise UserError(
-                f"{model.path}: input {detail['name']!r} has type {dtype}, which Coralline "
-                "cannot draw at random; use a model with numeric inputs"
-            )
-    return drawn

@@ -44,8 +44,8 @@ class Measurement:
             one sample an inference, pipeline full.
         transfer_ms: For each stage, copying in and out, one sample an inference, pipeline full.
         energy_mj_per_inference: Only when metered or simulated.
-        outputs_equal: Whether every checked output had the whole model's bits; None when the
-            board cannot run the model.
+        outputs_equal: Whether every output had the whole model's bits; None when the board cannot
+            run the model, or where its merged float kernels make a cut show in the last bits.
         environment: Processor, kernel, library versions, load, threads.
     """
 

@@ -9,7 +9,7 @@ out of the stage that writes it and into each stage that reads it, and never oth
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue, SimpleQueue
@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from coralline.devices.model import load_device
 from coralline.errors import DeviceError, UserError
 from coralline.graph import read_graph
-from coralline.runtime.interpreter import Array, Model, random_inputs
+from coralline.graph.tflite_file import open_tflite
+from coralline.runtime.child import Progress
+from coralline.runtime.interpreter import Array, Model
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import Segment, SegmentSet
 
@@ -33,8 +35,8 @@ QUEUE_DEPTH = 2
 CHECKED_INPUTS = 4
 """Different random inputs sent in turn; each output is compared with the whole model's."""
 
-Progress = Callable[[int, int], None]
-"""Called with the inferences done and the inferences to do."""
+WHOLE = "the whole model"
+CHAIN = "the segments run one after another"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class PipelineRun:
         queue_wait_ms: float64 (K, N): from leaving the stage before (entering, for the first)
             to the start of this one, pipeline full.
         transfer_ms: float64 (K, N): copying in and out, pipeline full.
-        outputs_equal: Whether every output had the whole model's bits; None when nothing ran.
+        outputs_equal: Whether every output had the whole model's bits; None when nothing ran or
+            when they were compared with something else.
+        compared_with: What every output's bits were compared with.
         partitions: For each stage, what `Model.partitions` says.
     """
 
@@ -66,6 +70,7 @@ class PipelineRun:
     queue_wait_ms: NDArray[np.float64]
     transfer_ms: NDArray[np.float64]
     outputs_equal: bool | None
+    compared_with: str | None = None
     partitions: tuple[dict[str, Any], ...] = ()
 
 
@@ -211,12 +216,7 @@ def run_pipeline(
     """
     if repetitions < 1:
         raise UserError(f"{repetitions} repetitions: ask for at least 1")
-    whole = Model(segments.folder / segments.model_file)
-    rng = np.random.default_rng(seed)
-    inputs = [random_inputs(whole, rng) for _ in range(CHECKED_INPUTS)]
-    expected = [[a.tobytes() for a in whole.run(arrays)] for arrays in inputs]
-    del whole
-
+    inputs, expected, compared_with = _reference(segments, seed)
     with Pipeline(segments, threads_per_stage) as pipeline:
         warmup = max(warmup, pipeline.n_items)
         total = 1 + 2 * (warmup + repetitions)
@@ -230,11 +230,12 @@ def run_pipeline(
                 while pipeline.sent < min(start + count, start + i + in_flight):
                     pipeline.send(inputs[pipeline.sent % CHECKED_INPUTS])
                 item = pipeline.receive()
-                for name, bits in zip(segments.outputs, expected[received % CHECKED_INPUTS]):
+                wanted = expected[received % CHECKED_INPUTS]
+                for name, bits in zip(segments.outputs, wanted, strict=True):
                     if item.number != received or item.buffers[name].tobytes() != bits:
                         raise DeviceError(
                             f"{segments.model}: output {name!r} of inference {received} differs "
-                            "from the whole model's; run `coralline split` again"
+                            f"from that of {compared_with}; run `coralline split` again"
                         )
                 times.append(list(item.times))
                 pipeline.release(item)
@@ -258,9 +259,33 @@ def run_pipeline(
         stage_busy_ms=1e3 * (done - fed),
         queue_wait_ms=1e3 * (started - before),
         transfer_ms=1e3 * ((fed - started) + (left - done)),
-        outputs_equal=True,
+        outputs_equal=True if compared_with == WHOLE else None,
+        compared_with=compared_with,
         partitions=partitions,
     )
+
+
+def _reference(segments: SegmentSet, seed: int) -> tuple[list[list[Array]], list[list[bytes]], str]:
+    """Random inputs, the bits that must come out for each, and where these are from.
+
+    Where merged float kernels made the splitter fall back to LiteRT's builtin kernels for its
+    proof (see `coralline.tflite.verify`), the whole model's bits differ under XNNPACK. Then the
+    reference is the segments, run one after another.
+    """
+    whole = Model(segments.folder / segments.model_file)
+    rng = np.random.default_rng(seed)
+    inputs = [whole.random_inputs(rng) for _ in range(CHECKED_INPUTS)]
+    if segments.compared_with != "builtin":
+        return inputs, [[a.tobytes() for a in whole.run(arrays)] for arrays in inputs], WHOLE
+    models = [Model(segments.folder / segment.file) for segment in segments.segments]
+    expected = []
+    for arrays in inputs:
+        known = dict(zip(segments.inputs, arrays, strict=True))
+        for segment, model in zip(segments.segments, models, strict=True):
+            values = model.run([known[name] for name in segment.inputs])
+            known |= zip(segment.outputs, values, strict=True)
+        expected.append([known[name].tobytes() for name in segments.outputs])
+    return inputs, expected, CHAIN
 
 
 def open_segments(path: Path) -> SegmentSet:
@@ -271,20 +296,20 @@ def open_segments(path: Path) -> SegmentSet:
     """
     if path.is_dir():
         return SegmentSet.read(path)
-    model = Model(path)
+    file = open_tflite(path)
     problem = StagingProblem(read_graph(path), 1, load_device("host-cpu"))
-    inputs = tuple(d["name"] for d in model.input_details)
-    outputs = tuple(d["name"] for d in model.output_details)
+    inputs, outputs = file.names(file.inputs), file.names(file.outputs)
     return SegmentSet(
         folder=path.parent,
-        model=path.stem,
+        model=file.name,
         model_file=path.name,
-        model_digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        model_digest=hashlib.sha256(file.data).hexdigest(),
         inputs=inputs,
         outputs=outputs,
         segments=(Segment(path.name, inputs, outputs),),
         plan=make_plan(problem, "uniform").to_json(),
         bit_equal_inputs=0,
+        compared_with=None,
     )
 
 

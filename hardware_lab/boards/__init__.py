@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from coralline.runtime.child import Progress
 from coralline.runtime.measurement import Measurement
-from coralline.runtime.pipeline import Progress
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from coralline.devices.model import load_device
 from coralline.errors import UserError
 from coralline.graph import read_graph
+from coralline.runtime.child import Progress
 from coralline.runtime.measurement import Measurement
-from coralline.runtime.pipeline import QUEUE_DEPTH, Progress, open_segments
+from coralline.runtime.pipeline import QUEUE_DEPTH, open_segments
 from coralline.runtime.simulate import simulate_pipeline, simulated_energy_mj
 from coralline.staging import Plan, StagingProblem, evaluate
 from hardware_lab.boards import Task

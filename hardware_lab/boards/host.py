@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from coralline.errors import UserError
 from coralline.runtime import environment
-from coralline.runtime.host import HostRequest, measure_in_child
+from coralline.runtime.child import Progress
+from coralline.runtime.host import HostRequest, measure
 from coralline.runtime.measurement import Measurement
-from coralline.runtime.pipeline import Progress
 from hardware_lab.boards import Task
 
 
@@ -51,6 +51,6 @@ class Host:
             warmup=task.warmup,
             threads_per_stage=self.threads_per_stage,
         )
-        return measure_in_child(
+        return measure(
             request, on_progress, time_limit_s=self.time_limit_s, keep_open=task.keep_open
         )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from coralline.errors import DeviceError
 from coralline.files import make_folder
-from coralline.report.record import predicted_over_measured
+from coralline.report.record import predicted_over_measured, with_shared_bounds
 from coralline.runtime.measurement import Measurement
 from coralline.staging.problem import Plan
 
@@ -198,11 +198,11 @@ def _log_parent(client: MlflowClient, run: Run, execution: Execution) -> None:
 
 
 def _pairs(execution: Execution) -> list[tuple[Plan, Measurement | None]]:
-    measured: list[tuple[Plan, Measurement | None]] = [
-        (Plan.from_json(m.plan), m) for m in execution.measurements
-    ]
-    seen = {_identity(plan) for plan, _ in measured}
-    return measured + [(plan, None) for plan in execution.plans if _identity(plan) not in seen]
+    measured = [Plan.from_json(m.plan) for m in execution.measurements]
+    seen = {_identity(plan) for plan in measured}
+    alone = [plan for plan in execution.plans if _identity(plan) not in seen]
+    items = [*execution.measurements, *[None] * len(alone)]
+    return list(zip(with_shared_bounds(measured + alone), items, strict=True))
 
 
 def _identity(plan: Plan) -> str:

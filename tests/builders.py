@@ -56,7 +56,7 @@ def measure(plan: Plan, **changes: Any) -> Measurement:
         "transfer_ms": tuple(map(tuple, transfer.tolist())),
         "energy_mj_per_inference": 12.5,
         "outputs_equal": True,
-        "environment": {"device": plan.device, "numpy": np.__version__},
+        "environment": {"device_digest": plan.device_digest, "numpy": np.__version__},
     }
     return Measurement(**{**values, **changes})
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -148,7 +147,9 @@ def build_model(
     path = make_folder(folder) / recipe.file_name
     cached = cache_folder() / "zoo" / f"{recipe.digest}.tflite"
     if not cached.is_file():
-        write_bytes(cached, _build(recipe))
+        with _silenced():
+            data = _build(recipe)
+        write_bytes(cached, data)
     write_bytes(path, cached.read_bytes())
     return path
 
@@ -236,34 +237,26 @@ def _convert(model: Any, images: NDArray[np.float32], io_type: str) -> bytes:
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = getattr(tf, io_type)
     converter._experimental_disable_per_channel_quantization_for_dense_layers = True
-    with _silenced() as said:
-        try:
-            return bytes(converter.convert())
-        except Exception as error:
-            raise DeviceError(
-                f"TensorFlow cannot convert {model.name}: {error} {said()[-500:]}"
-            ) from error
+    try:
+        return bytes(converter.convert())
+    except Exception as error:
+        raise DeviceError(f"TensorFlow cannot convert {model.name}: {error}") from error
 
 
 @contextmanager
-def _silenced() -> Iterator[Any]:
-    """Keep what Python and C++ print in the block; yields a function that gives it."""
+def _silenced() -> Iterator[None]:
+    """Drop what Python and C++ print in the block: the converter lists every weight."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    with tempfile.TemporaryFile() as file:
-
-        def said() -> str:
-            file.seek(0)
-            return file.read().decode(errors="replace")
-
-        try:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            yield said
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for target, copy in enumerate(kept, start=1):
-                os.dup2(copy, target)
-                os.close(copy)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, copy in enumerate(kept, start=1):
+            os.dup2(copy, target)
+            os.close(copy)

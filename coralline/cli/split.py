@@ -73,12 +73,11 @@ def _print(segments: SegmentSet) -> None:
             ]
         table.add_row(segment.file, *row)
     console.print(table)
-    if segments.compared_with is None:
-        console.print("not compared with the whole model")
-    else:
+    if segments.bit_equal_inputs:
         console.print(
-            f"bit-equal with the whole model on {segments.bit_equal_inputs} random inputs "
-            f"({segments.compared_with} LiteRT kernels)"
+            f"bit-equal with the whole model on {segments.bit_equal_inputs} random inputs"
         )
+    else:
+        console.print("not compared with the whole model")
     if not compiled:
         console.print("edgetpu_compiler is not on PATH: the segments are not compiled")

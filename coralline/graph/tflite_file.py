@@ -130,6 +130,13 @@ class TfliteFile:
         """Names of tensors, given their indices."""
         return tuple(self.tensors[t].name for t in tensors)
 
+    def constant(self, buffer: int) -> memoryview:
+        """The bytes of a buffer, without a copy."""
+        table = self.table.Buffers(buffer)
+        if table.Offset() > 1:
+            return memoryview(self.data)[table.Offset() : table.Offset() + table.Size()]
+        return memoryview(b"" if table.DataIsNone() else table.DataAsNumpy())
+
 
 def is_tflite(path: Path) -> bool:
     """Whether the content, or else the name, says that a file is meant as .tflite."""
@@ -166,7 +173,8 @@ def schema() -> Any:
 
 
 @cache
-def _names(enum: str) -> dict[int, str]:
+def enum_names(enum: str) -> dict[int, str]:
+    """Number to name of an enumeration of the schema."""
     members = vars(getattr(schema(), enum)).items()
     return {value: name for name, value in members if isinstance(value, int)}
 
@@ -276,7 +284,7 @@ def _refuse_operators(path: Path, operators: list[TfliteOperator]) -> None:
 def _op_name(code: Any, path: Path) -> str:
     # Old files have the code in one byte, new ones in an int that the byte cannot hold.
     number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-    name = _names("BuiltinOperator").get(number)
+    name = enum_names("BuiltinOperator").get(number)
     if name is None:
         raise UserError(
             f"{path}: has an operator of type {number}, which this version of LiteRT does not "
@@ -308,7 +316,7 @@ def _tensors(
     for i, table in enumerate(tables):
         name = _unique(_text(table.Name()) or f"tensor_{i}", taken)
         shape = _ints(table, "Shape")
-        dtype = _names("TensorType").get(table.Type(), str(table.Type()))
+        dtype = enum_names("TensorType").get(table.Type(), str(table.Type()))
         has_data = buffer_bytes[table.Buffer()] > 0
         constant = i not in written and (has_data or 0 in shape)
         where = f"{path}: tensor {name!r}"

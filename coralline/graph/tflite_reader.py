@@ -28,6 +28,7 @@ from coralline.graph.tflite_file import (
     TfliteOperator,
     TfliteTensor,
     damage_reported,
+    enum_names,
     open_tflite,
     schema,
 )
@@ -106,10 +107,10 @@ def _macs(file: TfliteFile, operator: TfliteOperator) -> int:
         case "FULLY_CONNECTED":  # filter: out, in
             count = out * read(1).shape[-1]
         case "BATCH_MATMUL":
-            options = _options(operator, "BatchMatMulOptions")
+            options = operator_options(operator)
             count = out * read(0).shape[-2 if options and options.AdjX() else -1]
         case op if op in _POOLING:
-            options = _options(operator, "Pool2DOptions")
+            options = operator_options(operator)
             count = out * (options.FilterHeight() * options.FilterWidth() if options else 1)
         case op if op in _REDUCING:
             count = read(0).elements
@@ -120,11 +121,11 @@ def _macs(file: TfliteFile, operator: TfliteOperator) -> int:
     return count
 
 
-def _options(operator: TfliteOperator, kind: str) -> Any:
+def operator_options(operator: TfliteOperator) -> Any:
+    """The schema's lazy table of a builtin operator's options; None without any."""
     table = operator.table.BuiltinOptions()
-    wanted = getattr(schema().BuiltinOptions, kind)
-    if table is None or operator.table.BuiltinOptionsType() != wanted:
+    if table is None:
         return None
-    options = getattr(schema(), kind)()
+    options = getattr(schema(), enum_names("BuiltinOptions")[operator.table.BuiltinOptionsType()])()
     options.Init(table.Bytes, table.Pos)
     return options

@@ -52,8 +52,6 @@ class SegmentSet:
         segments: In stage order.
         plan: The plan that made the split, `coralline.plan/v1`.
         bit_equal_inputs: On how many random inputs the chain gave the whole model's bits.
-        compared_with: The LiteRT kernels that ran both then: `default` (with XNNPACK) or `builtin`
-            (without); None when nothing was compared.
     """
 
     folder: Path
@@ -65,7 +63,6 @@ class SegmentSet:
     segments: tuple[Segment, ...]
     plan: Mapping[str, Any]
     bit_equal_inputs: int
-    compared_with: str | None
 
     def to_json(self) -> dict[str, Any]:
         """The manifest: everything but where the folder is."""
@@ -104,7 +101,6 @@ class SegmentSet:
                 segments=segments,
                 plan=data["plan"],
                 bit_equal_inputs=data["bit_equal_inputs"],
-                compared_with=data["compared_with"],
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(

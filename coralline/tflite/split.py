@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ from coralline.tflite.verify import verify_chain
 
 ALIGNMENT = 16
 """Of constant buffers, in bytes (TensorFlow Lite schema, `Buffer.data`)."""
+
+_UNPACKING = frozenset(["DEQUANTIZE", "DENSIFY"])
+"""Operators that turn a packed constant (float16, sparse) into the weights of their reader."""
+
+_TENSOR_FIELDS = ("inputs", "outputs", "intermediates")
 
 _KEPT_METADATA = frozenset([b"min_runtime_version", b"CONVERSION_METADATA"])
 """Metadata that is as true of a part as of the whole; other entries describe the whole model's
@@ -65,17 +70,16 @@ def split_model(
     with damage_reported(model):
         plan.check_graph(graph_of(file))
     _check_stages(file, plan)
-    parts = [_part(file, plan, stage) for stage in range(plan.n_stages)]
+    whole = schema().SubGraphT.InitFromObj(file.table.Subgraphs(0))
     with _new_folder(out) as folder:
         shutil.copyfile(model, folder / f"{file.name}.tflite")
         segments = []
-        for stage, (inputs, outputs) in enumerate(parts):
+        for stage, part in enumerate(_parts(file, plan)):
             name = f"{file.name}_segment_{stage}_of_{plan.n_stages}.tflite"
-            operators = [i for i, s in enumerate(plan.stage) if s == stage]
             with damage_reported(model):
-                data = _flatbuffer(file, operators, inputs, outputs)
+                data = _flatbuffer(file, whole, part)
             (folder / name).write_bytes(data)
-            segments.append(Segment(name, file.names(inputs), file.names(outputs)))
+            segments.append(Segment(name, file.names(part.inputs), file.names(part.outputs)))
         found = SegmentSet(
             folder=folder,
             model=file.name,
@@ -85,15 +89,10 @@ def split_model(
             outputs=file.names(file.outputs),
             segments=tuple(segments),
             plan=plan.to_json(),
-            bit_equal_inputs=0,
-            compared_with=None,
+            bit_equal_inputs=verify_inputs,
         )
         if verify_inputs:
-            found = replace(
-                found,
-                compared_with=verify_chain(found, verify_inputs, seed),
-                bit_equal_inputs=verify_inputs,
-            )
+            verify_chain(found, verify_inputs, seed)
         found.write()
     return replace(found, folder=out)
 
@@ -116,43 +115,75 @@ def _check_stages(file: TfliteFile, plan: Plan) -> None:
         home |= dict.fromkeys(operator.outputs, stage)
 
 
-def _part(file: TfliteFile, plan: Plan, stage: int) -> tuple[list[int], list[int]]:
-    """Tensors that a stage's segment reads and writes, in the order they come to exist."""
-    order = list(file.inputs)
-    home: dict[int, int] = {}
+@dataclass(frozen=True)
+class _Part:
+    """Indices of the operators of a segment, and of the tensors it reads and writes."""
+
+    operators: list[int]
+    inputs: list[int]
+    outputs: list[int]
+
+
+def _parts(file: TfliteFile, plan: Plan) -> list[_Part]:
+    """What each stage holds; inputs and outputs in the order in which they come to exist."""
+    weights, places = _places(file, plan)
+    order = [*file.inputs, *(t for operator in file.operators for t in operator.outputs)]
     readers: dict[int, set[int]] = {}
-    for operator, s in zip(file.operators, plan.stage, strict=True):
+    for operator, stages in zip(file.operators, places, strict=True):
         for t in operator.inputs:
-            readers.setdefault(t, set()).add(s)
-        for t in operator.outputs:
-            home[t] = s
-            order.append(t)
-    inputs = [t for t in order if stage in readers.get(t, ()) and home.get(t) != stage]
-    outputs = [
-        t
-        for t in order
-        if home.get(t) == stage and (t in file.outputs or readers.get(t, {stage}) != {stage})
-    ]
-    if stage == plan.n_stages - 1:
-        # An output that is a constant belongs to no operator; somebody must give it.
-        constant = {t for t in file.outputs if file.tensors[t].constant}
-        outputs += sorted(constant)
-    return inputs, outputs
+            readers.setdefault(t, set()).update(stages)
+    parts = []
+    for stage in range(plan.n_stages):
+        operators = [i for i, stages in enumerate(places) if stage in stages]
+        written = {t for i in operators for t in file.operators[i].outputs}
+        inputs = [t for t in order if stage in readers.get(t, ()) and t not in written]
+        outputs = [
+            t
+            for t in order
+            if t in written
+            and (t in file.outputs or (t not in weights and readers.get(t, {stage}) != {stage}))
+        ]
+        parts.append(_Part(operators, inputs, outputs))
+    # An output that is a constant belongs to no operator; somebody must give it.
+    constants = {t for t in file.outputs if file.tensors[t].constant}
+    parts[-1].outputs.extend(sorted(constants))
+    return parts
 
 
-def _flatbuffer(
-    file: TfliteFile, operators: list[int], inputs: list[int], outputs: list[int]
-) -> bytes:
-    """The .tflite of some operators of a model."""
+def _places(file: TfliteFile, plan: Plan) -> tuple[set[int], list[set[int]]]:
+    """Unpacked weights, and for each operator the stages whose segments hold it.
+
+    That is the plan's stage, except for operators that unpack weights: kernels take such a pair
+    of operator and reader as one, so each reader's segment gets its own.
+    """
+    weights: set[int] = set()
+    for operator in file.operators:
+        if operator.op in _UNPACKING and all(
+            t == NO_TENSOR or t in weights or file.tensors[t].constant for t in operator.inputs
+        ):
+            weights.update(operator.outputs)
+    places: list[set[int]] = []
+    needed: dict[int, set[int]] = {}
+    for operator, stage in reversed(list(zip(file.operators, plan.stage, strict=True))):
+        here = {stage}
+        if weights.issuperset(operator.outputs) and not set(file.outputs) & set(operator.outputs):
+            here = set().union(*(needed.get(t, set()) for t in operator.outputs))
+        for t in operator.inputs:
+            needed.setdefault(t, set()).update(here)
+        places.append(here)
+    return weights, places[::-1]
+
+
+def _flatbuffer(file: TfliteFile, whole: Any, kept: _Part) -> bytes:
+    """The .tflite of some operators of a model, whose subgraph is `whole` (SubGraphT)."""
     s = schema()
-    whole = s.SubGraphT.InitFromObj(file.table.Subgraphs(0))
-    touched = [t for i in operators for t in (*file.operators[i].inputs, *_written(whole, i))]
-    used = sorted({t for t in (*inputs, *touched, *outputs) if t != NO_TENSOR})
+    touched = [t for i in kept.operators for t in _tensors_of(whole.operators[i])]
+    used = sorted({*kept.inputs, *touched, *kept.outputs} - {NO_TENSOR})
     tensor_at = {t: k for k, t in enumerate(used)} | {NO_TENSOR: NO_TENSOR}
     # Buffer 0 is the empty one by convention; tensors without a constant refer to it.
     constants = sorted({file.tensors[t].buffer for t in used if file.tensors[t].constant})
     buffer_at = {b: k for k, b in enumerate(constants, start=1)}
-    codes = sorted({file.operators[i].table.OpcodeIndex() for i in operators})
+    codes = sorted({whole.operators[i].opcodeIndex for i in kept.operators})
     code_at = {c: k for k, c in enumerate(codes)}
 
     part = s.SubGraphT()
@@ -164,48 +195,39 @@ def _flatbuffer(
         tensor.buffer = buffer_at[tensor.buffer] if file.tensors[t].constant else 0
         part.tensors.append(tensor)
     part.operators = []
-    for i in operators:
+    for i in kept.operators:
         operator = copy.copy(whole.operators[i])
         operator.opcodeIndex = code_at[operator.opcodeIndex]
-        for field in ("inputs", "outputs", "intermediates"):
+        for field in _TENSOR_FIELDS:
             given = getattr(operator, field)
             if given is not None:
                 setattr(operator, field, [tensor_at[int(t)] for t in given])
         operator.debugMetadataIndex = -1
         part.operators.append(operator)
-    part.inputs = [tensor_at[t] for t in inputs]
-    part.outputs = [tensor_at[t] for t in outputs]
+    part.inputs = [tensor_at[t] for t in kept.inputs]
+    part.outputs = [tensor_at[t] for t in kept.outputs]
 
     model = s.ModelT()
     model.version = file.table.Version()
     model.description = f"part of {file.name}, split by Coralline"
     model.operatorCodes = [s.OperatorCodeT.InitFromObj(file.table.OperatorCodes(c)) for c in codes]
     model.subgraphs = [part]
-    model.buffers = [_AlignedBuffer(b"")] + [_AlignedBuffer(_constant(file, b)) for b in constants]
+    model.buffers = [_AlignedBuffer(b"")] + [_AlignedBuffer(file.constant(b)) for b in constants]
     model.metadata = []
     for k in range(file.table.MetadataLength()):
         entry = file.table.Metadata(k)
         if entry.Name() in _KEPT_METADATA:
-            kept = s.MetadataT()
-            kept.name, kept.buffer = entry.Name(), len(model.buffers)
-            model.metadata.append(kept)
-            model.buffers.append(_AlignedBuffer(_constant(file, entry.Buffer())))
+            metadata = s.MetadataT()
+            metadata.name, metadata.buffer = entry.Name(), len(model.buffers)
+            model.metadata.append(metadata)
+            model.buffers.append(_AlignedBuffer(file.constant(entry.Buffer())))
     return _pack(model)
 
 
-def _written(subgraph: Any, operator: int) -> list[int]:
-    """Outputs of an operator, and what it needs for itself (quantised LSTM)."""
-    table = subgraph.operators[operator]
-    own = table.intermediates if table.intermediates is not None else ()
-    return [int(t) for t in (*table.outputs, *own)]
-
-
-def _constant(file: TfliteFile, index: int) -> memoryview:
-    """The bytes of a buffer, without a copy."""
-    buffer = file.table.Buffers(index)
-    if buffer.Offset() > 1:
-        return memoryview(file.data)[buffer.Offset() : buffer.Offset() + buffer.Size()]
-    return memoryview(b"" if buffer.DataIsNone() else buffer.DataAsNumpy())
+def _tensors_of(operator: Any) -> list[int]:
+    """All tensors an OperatorT refers to; `intermediates` are of quantised LSTMs."""
+    fields = (getattr(operator, field) for field in _TENSOR_FIELDS)
+    return [int(t) for field in fields if field is not None for t in field]
 
 
 class _AlignedBuffer:

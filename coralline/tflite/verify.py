@@ -18,26 +18,16 @@ from numpy.typing import NDArray
 from coralline.errors import DeviceError, UserError
 from coralline.tflite.segments import SegmentSet
 
-KERNELS = ("default", "builtin")
-"""LiteRT's own choice, which is XNNPACK where it can, and its kernels without XNNPACK.
-
-XNNPACK merges neighbouring operators, and in float arithmetic that changes the last bits, so a
-cut between two that it would merge shows. The builtin kernels run one operator at a time.
-"""
-
-COMMAND = ["-m", "coralline.tflite.verify"]
+COMMAND = ["-P", "-m", "coralline.tflite.verify"]
 """What the child process runs."""
 
 WHOLE, CHAIN = "the whole model", "the segments"
 
 
-def verify_chain(segments: SegmentSet, n_inputs: int, seed: int) -> str:
+def verify_chain(segments: SegmentSet, n_inputs: int, seed: int) -> None:
     """Run model and segments on random inputs; their outputs must have the same bits.
 
     The manifest need not be written yet.
-
-    Returns:
-        The first of KERNELS with which all outputs are equal.
 
     Raises:
         UserError: LiteRT cannot run the whole model.
@@ -56,13 +46,13 @@ def verify_chain(segments: SegmentSet, n_inputs: int, seed: int) -> str:
         running = said.get("running", running)
         if "error" in said:
             raise _cannot_run(segments.model, running, said["error"])
-        if "equal_with" in said:
-            if said["equal_with"] is None:
-                raise DeviceError(
-                    f"{segments.model}: the segments do not compute what the model computes "
-                    f"(output {said['differs']!r} differs); nothing was written"
-                )
-            return str(said["equal_with"])
+        if "differs" in said:
+            if said["differs"] is None:
+                return
+            raise DeviceError(
+                f"{segments.model}: the segments do not compute what the model computes "
+                f"(output {said['differs']!r} differs); nothing was written"
+            )
     how = signal.strsignal(-child.returncode) if child.returncode < 0 else child.stderr.strip()
     raise _cannot_run(segments.model, running, f"its process ended: {how}")
 
@@ -107,34 +97,20 @@ def _cannot_run(model: str, running: str, why: str) -> Exception:
     return UserError(f"{text}; check the file") if running == WHOLE else DeviceError(text)
 
 
-def _compare(chain: dict[str, Any]) -> None:
-    differs = None
-    for kernels in KERNELS:
-        differs = run_chain(chain, kernels)
-        if differs is None:
-            _say(equal_with=kernels)
-            return
-    _say(equal_with=None, differs=differs)
-
-
-def run_chain(chain: Mapping[str, Any], kernels: str) -> str | None:
+def run_chain(chain: Mapping[str, Any]) -> str | None:
     """Name of the first output that differs on some input; None when all are equal.
 
     Args:
         chain: See `chain_of`.
-        kernels: One of KERNELS.
     """
     _say(running=WHOLE)
-    whole = _interpreter(chain["whole"], kernels)
+    whole = _interpreter(chain["whole"])
     rng = np.random.default_rng(chain["seed"])
     details = whole.get_input_details()
     samples = [random_inputs(details, rng) for _ in range(chain["n_inputs"])]
     wanted = [_infer(whole, sample) for sample in samples]
     _say(running=CHAIN)
-    stages = [
-        (_interpreter(path, kernels), inputs, outputs)
-        for path, inputs, outputs in chain["segments"]
-    ]
+    stages = [(_interpreter(path), inputs, outputs) for path, inputs, outputs in chain["segments"]]
     for sample, want in zip(samples, wanted, strict=True):
         known = dict(zip(chain["inputs"], sample, strict=True))
         for stage, inputs, outputs in stages:
@@ -145,14 +121,10 @@ def run_chain(chain: Mapping[str, Any], kernels: str) -> str | None:
     return None
 
 
-def _interpreter(path: str, kernels: str) -> Any:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+def _interpreter(path: str) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
 
-    resolver = {
-        "default": OpResolverType.AUTO,
-        "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    }[kernels]
-    interpreter = Interpreter(path, experimental_op_resolver_type=resolver)
+    interpreter = Interpreter(path)
     interpreter.allocate_tensors()
     return interpreter
 
@@ -170,7 +142,7 @@ def _say(**said: Any) -> None:
 
 def _main() -> None:
     try:
-        _compare(json.load(sys.stdin))
+        _say(differs=run_chain(json.load(sys.stdin)))
     except (ValueError, RuntimeError) as error:  # what LiteRT raises on a model it refuses
         _say(error=str(error))
 

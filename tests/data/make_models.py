@@ -3,6 +3,7 @@
 small_int8.tflite     convolutions, a residual skip, a concatenation, an input that is read late,
                       three outputs of which one is read again inside
 small_float.tflite    the same network in float32
+small_float16.tflite  the same with float16 constants, each behind a DEQUANTIZE
 dynamic.tflite        batch size left open
 while.tflite          a WHILE loop
 signatures.tflite     two signatures, hence two subgraphs
@@ -82,6 +83,10 @@ def main() -> None:
     int8.inference_input_type = int8.inference_output_type = tf.int8
     int8._experimental_disable_per_channel_quantization_for_dense_layers = True
 
+    float16 = frozen(model, 1)
+    float16.optimizations = [tf.lite.Optimize.DEFAULT]
+    float16.target_spec.supported_types = [tf.float16]
+
     loop, two = Loop(), TwoSignatures()
     saved = FOLDER / ".two"
     tf.saved_model.save(
@@ -96,6 +101,7 @@ def main() -> None:
     converters = {
         "small_int8": int8,
         "small_float": frozen(model, 1),
+        "small_float16": float16,
         "dynamic": frozen(network(None), None),
         "while": tf.lite.TFLiteConverter.from_concrete_functions(
             [loop.double_until_large.get_concrete_function()], loop

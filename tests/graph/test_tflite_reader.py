@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tflite_models import DATA, edited
 
 from coralline.errors import UserError
 from coralline.graph import read_graph
 from coralline.graph.json_format import from_json, to_json
 from coralline.graph.tflite_reader import read_tflite
 
-DATA = Path(__file__).parents[1] / "data"
 INT8 = DATA / "small_int8.tflite"
 
 OPS = (
@@ -84,33 +85,33 @@ def test_what_cannot_be_planned_is_refused(model: str, why: str, what_to_do: str
 
 
 def test_variables_are_refused(tmp_path: Path) -> None:
-    def make_variable(model: object) -> None:
-        model.subgraphs[0].tensors[0].isVariable = True  # type: ignore[attr-defined]
+    def make_variable(model: Any) -> None:
+        model.subgraphs[0].tensors[0].isVariable = True
 
     with pytest.raises(UserError, match="keeps state between inferences"):
-        read_graph(edited(make_variable, tmp_path))
+        read_graph(edited("small_int8", make_variable, tmp_path))
 
 
 def test_unknown_rank_is_told_from_a_scalar(tmp_path: Path) -> None:
-    def unknown(model: object) -> None:
+    def unknown(model: Any) -> None:
         tensor = activation(model)
         tensor.shape, tensor.hasRank = [], False
 
-    def scalar(model: object) -> None:
+    def scalar(model: Any) -> None:
         activation(model).shape = []
 
     with pytest.raises(UserError, match="unknown rank"):
-        read_graph(edited(unknown, tmp_path))
-    assert read_graph(edited(scalar, tmp_path)).n_nodes == 14
+        read_graph(edited("small_int8", unknown, tmp_path))
+    assert read_graph(edited("small_int8", scalar, tmp_path)).n_nodes == 14
 
 
 def test_repeated_and_empty_names_become_unique_and_stable(tmp_path: Path) -> None:
-    def rename(model: object) -> None:
-        for tensor in model.subgraphs[0].tensors:  # type: ignore[attr-defined]
+    def rename(model: Any) -> None:
+        for tensor in model.subgraphs[0].tensors:
             tensor.name = b"same"
         activation(model).name = b""
 
-    path = edited(rename, tmp_path)
+    path = edited("small_int8", rename, tmp_path)
     names = read_graph(path).node_names
     assert len(set(names)) == 14
     assert all(name.startswith(("same", "tensor_")) for name in names)
@@ -180,21 +181,7 @@ def renamed(model: Path, like: Path) -> Path:
     return path
 
 
-def edited(edit: object, folder: Path) -> Path:
-    """A copy of the small model, changed through the schema."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(INT8.read_bytes()))
-    edit(model)  # type: ignore[operator]
-    builder = flatbuffers.Builder(2**14)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    path = folder / "edited.tflite"
-    path.write_bytes(builder.Output())
-    return path
-
-
-def activation(model: object) -> object:
+def activation(model: Any) -> Any:
     """The tensor that operator 9 (LOGISTIC) writes."""
-    graph = model.subgraphs[0]  # type: ignore[attr-defined]
+    graph = model.subgraphs[0]
     return graph.tensors[graph.operators[9].outputs[0]]

@@ -51,7 +51,7 @@ def run_in_child(
         DeviceError: As raised in the child; or the child crashed or took too long.
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", module],
+        [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -94,7 +94,6 @@ def _measure_here(data: Mapping[str, Any], on_progress: Progress) -> dict[str, A
             **load,
             "threads_per_stage": request.threads_per_stage,
             "seed": request.seed,
-            "outputs_compared_with": run.compared_with,
             "partitions": list(run.partitions),
         },
     ).to_json()

@@ -35,9 +35,6 @@ QUEUE_DEPTH = 2
 CHECKED_INPUTS = 4
 """Different random inputs sent in turn; each output is compared with the whole model's."""
 
-WHOLE = "the whole model"
-CHAIN = "the segments run one after another"
-
 
 @dataclass(frozen=True)
 class PipelineRun:
@@ -55,9 +52,7 @@ class PipelineRun:
         queue_wait_ms: float64 (K, N): from leaving the stage before (entering, for the first)
             to the start of this one, pipeline full.
         transfer_ms: float64 (K, N): copying in and out, pipeline full.
-        outputs_equal: Whether every output had the whole model's bits; None when nothing ran or
-            when they were compared with something else.
-        compared_with: What every output's bits were compared with.
+        outputs_equal: Whether every output had the whole model's bits; None when nothing ran.
         partitions: For each stage, what `Model.partitions` says.
     """
 
@@ -70,7 +65,6 @@ class PipelineRun:
     queue_wait_ms: NDArray[np.float64]
     transfer_ms: NDArray[np.float64]
     outputs_equal: bool | None
-    compared_with: str | None = None
     partitions: tuple[dict[str, Any], ...] = ()
 
 
@@ -216,7 +210,12 @@ def run_pipeline(
     """
     if repetitions < 1:
         raise UserError(f"{repetitions} repetitions: ask for at least 1")
-    inputs, expected, compared_with = _reference(segments, seed)
+    whole = Model(segments.folder / segments.model_file)
+    rng = np.random.default_rng(seed)
+    inputs = [whole.random_inputs(rng) for _ in range(CHECKED_INPUTS)]
+    expected = [[a.tobytes() for a in whole.run(arrays)] for arrays in inputs]
+    del whole
+
     with Pipeline(segments, threads_per_stage) as pipeline:
         warmup = max(warmup, pipeline.n_items)
         total = 1 + 2 * (warmup + repetitions)
@@ -235,7 +234,7 @@ def run_pipeline(
                     if item.number != received or item.buffers[name].tobytes() != bits:
                         raise DeviceError(
                             f"{segments.model}: output {name!r} of inference {received} differs "
-                            f"from that of {compared_with}; run `coralline split` again"
+                            "from the whole model's; run `coralline split` again"
                         )
                 times.append(list(item.times))
                 pipeline.release(item)
@@ -259,33 +258,9 @@ def run_pipeline(
         stage_busy_ms=1e3 * (done - fed),
         queue_wait_ms=1e3 * (started - before),
         transfer_ms=1e3 * ((fed - started) + (left - done)),
-        outputs_equal=True if compared_with == WHOLE else None,
-        compared_with=compared_with,
+        outputs_equal=True,
         partitions=partitions,
     )
-
-
-def _reference(segments: SegmentSet, seed: int) -> tuple[list[list[Array]], list[list[bytes]], str]:
-    """Random inputs, the bits that must come out for each, and where these are from.
-
-    Where merged float kernels made the splitter fall back to LiteRT's builtin kernels for its
-    proof (see `coralline.tflite.verify`), the whole model's bits differ under XNNPACK. Then the
-    reference is the segments, run one after another.
-    """
-    whole = Model(segments.folder / segments.model_file)
-    rng = np.random.default_rng(seed)
-    inputs = [whole.random_inputs(rng) for _ in range(CHECKED_INPUTS)]
-    if segments.compared_with != "builtin":
-        return inputs, [[a.tobytes() for a in whole.run(arrays)] for arrays in inputs], WHOLE
-    models = [Model(segments.folder / segment.file) for segment in segments.segments]
-    expected = []
-    for arrays in inputs:
-        known = dict(zip(segments.inputs, arrays, strict=True))
-        for segment, model in zip(segments.segments, models, strict=True):
-            values = model.run([known[name] for name in segment.inputs])
-            known |= zip(segment.outputs, values, strict=True)
-        expected.append([known[name].tobytes() for name in segments.outputs])
-    return inputs, expected, CHAIN
 
 
 def open_segments(path: Path) -> SegmentSet:
@@ -309,7 +284,6 @@ def open_segments(path: Path) -> SegmentSet:
         segments=(Segment(path.name, inputs, outputs),),
         plan=make_plan(problem, "uniform").to_json(),
         bit_equal_inputs=0,
-        compared_with=None,
     )
 
 

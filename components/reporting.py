@@ -108,7 +108,7 @@ def write_report(
         policy=PolicySummary(
             recipe=trained["config"],
             curve=_curve(trained),
-            metrics={row["method"]: row["all"]["mean"] for row in found.evaluated()["methods"]},
+            methods=found.evaluated()["methods"],
         ),
         device_checks=checks,
         provenance={
@@ -164,7 +164,7 @@ def tracking_database() -> Path:
 
 def _curve(trained: Mapping[str, Any]) -> list[dict[str, float]]:
     return [
-        {key: float(epoch[key]) for key in ("sampled_gap", "greedy_gap", "baseline_gap")}
+        {key: float(epoch[key]) for key in ("epoch", "sampled_gap", "greedy_gap", "baseline_gap")}
         for epoch in trained["metrics"]["curve"]
     ]
 
@@ -219,6 +219,6 @@ def _results(record: ReportInput, execution: str, report: Path) -> dict[str, Any
             check.device: {"median_error": check.median_error, "figures": check.figures}
             for check in record.device_checks
         },
-        "policy": dict(record.policy.metrics) if record.policy else None,
+        "policy": list(record.policy.methods) if record.policy else None,
         "report": str(report),
     }

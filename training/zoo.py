@@ -218,20 +218,15 @@ def _settle(model: Any, images: NDArray[np.float32]) -> None:
 
 def _convert(model: Any, images: NDArray[np.float32], io_type: str) -> bytes:
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
 
     shape = (1, *images.shape[1:])
 
     def infer(image: Any) -> Any:
         return model(image, training=False)
 
-    # Frozen here: the converter's own way through a saved model takes twice as long.
+    # Not from_keras_model: its way through a saved model takes twice as long.
     traced = tf.function(infer).get_concrete_function(tf.TensorSpec(shape, name="image"))
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [convert_variables_to_constants_v2(traced)]
-    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced])
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[None]] for image in images)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]

@@ -29,7 +29,8 @@ def print_plan(plan: Plan, saved: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from coralline.devices.model import MIB
+    from coralline.devices.check import published_error
+    from coralline.devices.model import MIB, device_names, load_device
 
     def amount(value: float) -> str:
         return f"{value / MIB:.3f} MiB" if plan.unit == "bytes" else f"{value:.3f} {plan.unit}"
@@ -40,25 +41,19 @@ def print_plan(plan: Plan, saved: Path | None) -> None:
         title=f"{plan.graph_name}: {plan.n_stages} stages on {plan.device}{simulated}",
         title_justify="left",
     )
-    for column in [
-        "stage",
-        "operators",
-        "parameters",
-        "compute",
-        "in",
-        "out",
-        "streaming",
-        "total",
-    ]:
-        table.add_column(column, justify="right")
+    for column in (
+        *("stage", "operators", "parameters\nMiB", "compute\nms", "in\nms", "out\nms"),
+        *("streaming\nms", "total\nms"),
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
     rows = plan.stages
     for s in range(plan.n_stages):
         times = [rows[f"{part}_ms"][s] for part in ("compute", "in", "out", "stream", "stage")]
         table.add_row(
             str(s),
             str(plan.stage.count(s)),
-            f"{rows['param_bytes'][s] / MIB:.3f} MiB",
-            *(f"{ms:.3f} ms" for ms in times),
+            f"{rows['param_bytes'][s] / MIB:.3f}",
+            *(f"{ms:.3f}" for ms in times),
         )
     console.print(table)
     verdict = "proven optimal" if plan.proven_optimal else "not proven optimal"
@@ -68,5 +63,8 @@ def print_plan(plan: Plan, saved: Path | None) -> None:
         f"{amount(plan.lower_bound)}{gap}, {verdict}; planner {plan.planner}, "
         f"{plan.solve_seconds:.3f} s"
     )
+    # A device file of the user's own has not been compared with anything.
+    if plan.device in device_names() and load_device(plan.device).digest == plan.device_digest:
+        console.print(published_error(plan.device).label)
     if saved is not None:
         console.print(f"written to {saved}")

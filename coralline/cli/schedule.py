@@ -37,6 +37,7 @@ def schedule(
 ) -> None:
     """Assign a model's operators to pipeline stages, with proof of how good the plan is."""
     from coralline.devices.model import load_device
+    from coralline.files import make_folder
     from coralline.graph import read_graph
     from coralline.staging import Effort, StagingProblem, make_plan
 
@@ -47,6 +48,9 @@ def schedule(
         objective=objective,  # type: ignore[arg-type]  # StagingProblem checks it
         children_together=children_together,
     )
+    if out is not None:
+        # Not after a minute of search.
+        make_folder(out.parent)
     plan = make_plan(problem, planner, Effort(time_limit_s=time_limit, seed=seed))
     if out is not None:
         output.write_json(out, plan.to_json())

@@ -104,10 +104,11 @@ class DeviceModel:
     def node_ms(self, graph: ComputeGraph) -> NDArray[np.float64]:
         """float64 (V,): compute time of each operator, in ms.
 
-        A node's own `compute_ms` wins over the model.
+        A node's own `compute_ms` wins over the model. An operator without MACs was folded into
+        another or only renames its input: it costs nothing.
         """
         rate = np.array([self.macs_per_ms[operator_kind(op)] for op in graph.ops])
-        modelled = graph.macs / rate + self.op_overhead_ms
+        modelled = np.where(graph.macs > 0, graph.macs / rate + self.op_overhead_ms, 0.0)
         return np.where(np.isnan(graph.compute_ms), modelled, graph.compute_ms)
 
     @property
@@ -142,12 +143,9 @@ class DeviceModel:
         if not isinstance(rates, dict) or set(rates) != set(KINDS):
             raise UserError(f"{where}: macs_per_ms needs a rate for each of {', '.join(KINDS)}")
         numbers = {f"macs_per_ms.{k}": v for k, v in rates.items()}
-        numbers |= {k: v for k, v in values.items() if isinstance(v, (int, float))}
         plain = {"name", "description", "simulated", "macs_per_ms", "sources"}
-        for key in sorted((names - plain) | set(numbers)):
-            value = numbers.get(key)
-            if key == "simulated":
-                continue
+        numbers |= {k: values[k] for k in names - plain}
+        for key, value in sorted(numbers.items()):
             lowest = "above 0" if key.startswith("macs_per_ms") else "0 or more"
             if (
                 isinstance(value, bool)

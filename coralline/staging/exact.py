@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +54,7 @@ def exact_cpsat(problem: StagingProblem, effort: Effort) -> Proposal:
     CP-SAT counts in whole numbers, so costs are rounded down to ticks: what it proves of the
     rounded problem holds for the real one.
     """
-    from ortools.sat.python import cp_model
-
+    cp_model = _load_cp_model()
     deadline = perf_counter() + effort.time_limit_s
     start, value = first_plan(problem, effort, deadline)
     if value == 0:
@@ -363,6 +363,21 @@ def stage_windows(problem: StagingProblem, target: float) -> tuple[Ints, Ints]:
 
 def _better(problem: StagingProblem, one: Ints, other: Ints) -> Ints:
     return min(one, other, key=lambda stage: evaluate(problem, stage).value)
+
+
+def _load_cp_model() -> Any:
+    """The module of CP-SAT, usable beside TensorFlow.
+
+    TensorFlow makes the symbols of its protobuf global; OR-Tools, loaded after it, would call
+    those instead of its own and crash.
+    """
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
+    try:
+        from ortools.sat.python import cp_model
+    finally:
+        sys.setdlopenflags(flags)
+    return cp_model
 
 
 @contextmanager

@@ -69,10 +69,10 @@ def split_model(
     file = open_tflite(model)
     with damage_reported(model):
         plan.check_graph(graph_of(file))
+        whole = schema().SubGraphT.InitFromObj(file.table.Subgraphs(0))
     _check_stages(file, plan)
-    whole = schema().SubGraphT.InitFromObj(file.table.Subgraphs(0))
     with _new_folder(out) as folder:
-        shutil.copyfile(model, folder / f"{file.name}.tflite")
+        (folder / f"{file.name}.tflite").write_bytes(file.data)
         segments = []
         for stage, part in enumerate(_parts(file, plan)):
             name = f"{file.name}_segment_{stage}_of_{plan.n_stages}.tflite"
@@ -99,11 +99,14 @@ def split_model(
 
 def _check_stages(file: TfliteFile, plan: Plan) -> None:
     """The rules of staging.check that a split relies on, for plans from a file."""
-    empty = set(range(plan.n_stages)) - set(plan.stage)
-    if empty or max(plan.stage) >= plan.n_stages:
+    if len(plan.stage) != len(file.operators):
         raise PlanError(
-            f"the plan's {plan.n_stages} stages are not all used, or more are; make it again"
+            f"the plan has {len(plan.stage)} operators and {file.name} has {len(file.operators)}; "
+            "make it again"
         )
+    used = set(plan.stage)
+    if len(used) != plan.n_stages or max(used) >= plan.n_stages:
+        raise PlanError(f"the plan does not use each of its {plan.n_stages} stages; make it again")
     home: dict[int, int] = {}
     for operator, stage in zip(file.operators, plan.stage, strict=True):
         for t in operator.inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from tflite_models import DATA, edited, weights_at_the_end
 
 from coralline.devices.model import load_device
-from coralline.errors import DeviceError, PlanError, UserError
+from coralline.errors import CorallineError, DeviceError, PlanError, UserError
 from coralline.graph import read_graph
 from coralline.graph.tflite_file import open_tflite
 from coralline.staging import StagingProblem, make_plan
 from coralline.staging.problem import Plan
 from coralline.tflite import split as split_module
+from coralline.tflite.edgetpu import unmapped_operators
 from coralline.tflite.segments import SegmentSet
 from coralline.tflite.split import split_model
 from coralline.tflite.verify import chain_of, random_inputs, run_chain
@@ -104,7 +106,11 @@ def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "why"),
-    [([1] + [0] * 13, "goes backwards"), ([0] * 7 + [2] * 7, "not all used")],
+    [
+        ([0] * 7 + [1] + [0] * 6, "goes backwards"),
+        ([0] * 7 + [2] * 7, "does not use each of its 3 stages"),
+        ([0, 1], "has 2 operators and small_int8 has 14"),
+    ],
 )
 def test_an_infeasible_plan_is_refused(tmp_path: Path, stage: list[int], why: str) -> None:
     with pytest.raises(PlanError, match=why):
@@ -183,6 +189,29 @@ def test_random_inputs_suit_their_type() -> None:
     assert real.shape == (2, 500)
     assert -1 <= real.min() < real.max() <= 1
     assert truth.dtype == np.bool_
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    flips=st.lists(
+        st.tuples(st.integers(8, INT8.stat().st_size - 1), st.integers(0, 255)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_damaged_model_never_gives_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]]
+) -> None:
+    data = bytearray(INT8.read_bytes())
+    for at, value in flips:
+        data[at] = value
+    folder = tmp_path_factory.mktemp("damaged")
+    model = folder / "m.tflite"
+    model.write_bytes(data)
+    with contextlib.suppress(CorallineError):
+        unmapped_operators(model)
+        split_model(model, plan_of(model), folder / "s", verify_inputs=0)
+        assert SegmentSet.read(folder / "s").model == "m"
 
 
 def append_output(model: Any, tensor: int) -> None:

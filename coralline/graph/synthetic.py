@@ -48,7 +48,8 @@ TENSOR_BYTES = (8 * 2**10, 512 * 2**10)
 INPUT_BYTES = 224 * 224 * 3
 
 _BATCH_NODES = 2**13
-"""About as many nodes are drawn from one random stream; a set's first graphs do not depend on its size."""
+"""About as many nodes are drawn from one random stream, so that the first graphs of a set do not
+depend on its size."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Staging: pipeline stages over accelerators. Importing the room registers its planners."""
 
-from coralline.staging import baselines, exact
+from coralline.staging import baselines, exact, policy
 from coralline.staging.problem import (
     OBJECTIVES,
     Effort,
@@ -31,4 +31,5 @@ __all__ = [
     "lower_bound",
     "make_plan",
     "planner_names",
+    "policy",
 ]

@@ -16,7 +16,7 @@ def in_degrees(graph: ComputeGraph) -> list[int]:
     return [len(p) for p in graph.predecessors]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FAMILIES, st.integers(1, 4), st.integers(2, 120), st.integers(0, 2**32))
 def test_every_family_gives_acyclic_graphs_of_the_size_asked(
     family: str, count: int, nodes: int, seed: int
@@ -33,14 +33,14 @@ def test_every_family_gives_acyclic_graphs_of_the_size_asked(
         assert graph.param_bytes.sum() > 0 and graph.macs.sum() > 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(["respect", "branch", "skip"]), st.integers(2, 6), st.integers(0, 999))
 def test_the_limit_on_inputs_is_kept_and_reached(family: str, limit: int, seed: int) -> None:
     graphs = synthetic.generate(family, 100, 30, seed, max_in_degree=limit)
     assert max(max(in_degrees(g)) for g in graphs) == limit
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(FAMILIES, st.integers(2, 60), st.integers(0, 999), st.integers(1, 9))
 def test_a_seed_fixes_the_graphs_and_their_number_does_not_matter(
     family: str, nodes: int, seed: int, count: int

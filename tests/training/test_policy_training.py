@@ -1,0 +1,305 @@
+"""Training on a set so small that it takes seconds; the first import of TensorFlow is slow."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coralline.devices.model import load_device
+from coralline.errors import UserError
+from coralline.graph import synthetic
+from coralline.graph.compute_graph import ComputeGraph
+from coralline.graph.graph_set import write_graph_set
+from coralline.staging import Effort, Plan, StagingProblem, make_plan
+from coralline.staging.decoder import decode, policy_input, project
+from coralline.staging.policy import load_policy
+from training.evaluate import best_of, evaluate_policy, random_orders
+from training.policy import (
+    Epoch,
+    PolicyConfig,
+    PolicyMetrics,
+    greedy_gaps,
+    labelled_problems,
+    train_policy,
+)
+from training.recipe import read_recipe, run_recipe
+from training.tune import tune_policy
+
+DEVICE = load_device("edgetpu-usb")
+TINY = PolicyConfig(
+    hidden=16, layers=2, epochs=12, batch_graphs=16, samples=8, learning_rate=0.01, seed=1
+)
+
+
+def labelled(count: int, seed: int) -> tuple[list[ComputeGraph], list[Plan]]:
+    graphs = synthetic.generate("branch", count, 16, seed)
+    problems = [StagingProblem(graph, 3, DEVICE) for graph in graphs]
+    return graphs, [make_plan(p, "exact-cpsat", Effort(workers=1)) for p in problems]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PolicyMetrics, list[Epoch]]:
+    out = tmp_path_factory.mktemp("policy")
+    epochs: list[Epoch] = []
+    metrics = train_policy(*labelled(120, 0), TINY, out, epochs.append, recipe={"seed": 0})
+    return out / "policy.npz", metrics, epochs
+
+
+def test_the_network_learns(learned: tuple[Path, PolicyMetrics, list[Epoch]]) -> None:
+    path, metrics, epochs = learned
+    assert metrics.curve == tuple(epochs) and len(epochs) == TINY.epochs
+    assert metrics.greedy_gap < 0.7 * metrics.untrained_gap
+    assert epochs[-1].sampled_gap < 0.7 * epochs[0].sampled_gap
+    assert metrics.labels_proven == 1.0
+    # On graphs that played no part: better than chance and than the graphs' own order.
+    graphs, labels = labelled(60, 1)
+    unseen = labelled_problems(graphs, labels, DEVICE)
+    gap = greedy_gaps(unseen, load_policy(path).weights).mean()
+    chance = [best_of(random_orders(), i.problem, 1, 0, greedy=False) for i in unseen]
+    own = [make_plan(i.problem, "topo-dp").value for i in unseen]
+    best = np.array([i.label_value for i in unseen])
+    assert gap < 0.8 * (chance / best - 1).mean()
+    assert gap < 0.8 * (own / best - 1).mean()
+
+
+def test_the_baseline_is_renewed_only_when_it_gets_better(
+    learned: tuple[Path, PolicyMetrics, list[Epoch]],
+) -> None:
+    _, metrics, epochs = learned
+    assert any(epoch.new_baseline for epoch in epochs)
+    before = metrics.untrained_gap
+    for epoch in epochs:
+        assert epoch.baseline_gap == (epoch.greedy_gap if epoch.new_baseline else before)
+        assert epoch.baseline_gap <= before
+        before = epoch.baseline_gap
+
+
+def test_a_seed_fixes_the_weights(
+    learned: tuple[Path, PolicyMetrics, list[Epoch]], tmp_path: Path
+) -> None:
+    config = replace(TINY, epochs=2)
+    for name in "ab":
+        train_policy(*labelled(24, 0), config, tmp_path / name)
+    a, b = (load_policy(tmp_path / name / "policy.npz") for name in "ab")
+    for name, weight in a.weights.items():
+        np.testing.assert_allclose(weight, b.weights[name], atol=1e-5)
+
+
+def test_the_file_says_what_made_it(
+    learned: tuple[Path, PolicyMetrics, list[Epoch]],
+) -> None:
+    path, metrics, _ = learned
+    metadata = load_policy(path).metadata
+    assert metadata["metrics"] == json.loads(json.dumps(metrics.to_json()))
+    assert metadata["recipe"] == {"seed": 0}
+    assert PolicyConfig(**metadata["config"]) == TINY
+    assert metadata["device_digest"] == DEVICE.digest
+
+
+@pytest.mark.parametrize(("family", "nodes"), [("respect", 30), ("cell", 47), ("branch", 2)])
+def test_tensorflow_and_numpy_agree(family: str, nodes: int) -> None:
+    import tensorflow as tf
+
+    from training.network import Network
+    from training.policy import training_batch
+
+    network = Network(hidden=32, layers=3, seed=5)
+    rng = np.random.default_rng(5)
+    # Larger than at the start of training, so that every part of the network tells.
+    weights = {n: 3 * w + 0.1 * rng.standard_normal(w.shape) for n, w in network.weights().items()}
+    weights = {name: weight.astype(np.float32) for name, weight in weights.items()}
+    network.assign(weights)
+    graphs = synthetic.generate(family, 3, nodes, 2)
+    problems = [StagingProblem(g, min(4, nodes), DEVICE) for g in graphs]
+    labels = [make_plan(p, "topo-dp") for p in problems]
+    items = labelled_problems(graphs, labels, DEVICE)
+    rollouts = [
+        decode(
+            policy_input(p),
+            project(weights, policy_input(p)),
+            rng.random((5, nodes)),
+            n_greedy=1,
+            record=True,
+        )
+        for p in problems
+    ]
+    batch = training_batch(items, rollouts, np.zeros((3, 5)))
+    projected = [project(weights, item.inputs) for item in items]
+    for part, theirs in enumerate(network.project(batch)):
+        expected = np.stack([parts[part] for parts in projected])
+        np.testing.assert_allclose(theirs.numpy(), expected, rtol=1e-4, atol=1e-4)
+    log_policy = network.log_policy(batch)
+    taken = tf.gather(log_policy, batch["order"][..., None], batch_dims=3)[..., 0].numpy()
+    ours = np.stack([r.log_probability for r in rollouts])
+    np.testing.assert_allclose(taken.sum(axis=2), ours, rtol=1e-4, atol=1e-3)
+    likeliest = log_policy.numpy()[:, 0].argmax(axis=-1)
+    assert (likeliest == np.stack([r.order[0] for r in rollouts])).all()
+
+
+def test_graphs_of_several_sizes(tmp_path: Path) -> None:
+    graphs = synthetic.generate("cell", 10, 12, 0) + synthetic.generate("skip", 10, 20, 0)
+    labels = [make_plan(StagingProblem(g, 2, DEVICE), "topo-dp") for g in graphs]
+    metrics = train_policy(graphs, labels, replace(TINY, epochs=1), tmp_path)
+    assert metrics.steps == 2 and metrics.graphs == 16 and metrics.validation_graphs == 4
+
+
+def test_the_time_limit_ends_training(tmp_path: Path) -> None:
+    config = replace(TINY, epochs=1000, time_limit_s=0.001)
+    metrics = train_policy(*labelled(12, 0), config, tmp_path)
+    assert len(metrics.curve) == 1
+
+
+def test_evaluation_by_family(learned: tuple[Path, PolicyMetrics, list[Epoch]]) -> None:
+    graphs, labels = labelled(6, 3)
+    graphs += synthetic.generate("cell", 3, 20, 3)
+    labels += [make_plan(StagingProblem(g, 3, DEVICE), "exact-cpsat") for g in graphs[6:]]
+    result = evaluate_policy(load_policy(learned[0]), graphs, labels, samples=(4,))
+    rows = {row["method"]: row for row in result["methods"]}
+    assert set(rows) == {
+        "policy greedy",
+        "policy best of 4",
+        "random best of 1",
+        "random best of 4",
+        "topo-dp",
+        "uniform",
+    }
+    assert result["labels_proven"] == 1.0
+    for row in rows.values():
+        assert row["seconds"] > 0
+        assert row["families"]["branch"]["graphs"] == 6
+        assert row["families"]["cell"]["graphs"] == 3
+        whole = (6 * row["families"]["branch"]["mean"] + 3 * row["families"]["cell"]["mean"]) / 9
+        assert row["all"]["mean"] == pytest.approx(whole)
+        assert row["all"]["mean"] > -1e-6
+    assert rows["policy best of 4"]["all"]["mean"] <= rows["policy greedy"]["all"]["mean"]
+    values = [make_plan(StagingProblem(g, 3, DEVICE), "uniform").value for g in graphs]
+    gaps = [v / label.value - 1 for v, label in zip(values, labels, strict=True)]
+    assert rows["uniform"]["all"]["median"] == pytest.approx(np.median(gaps))
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    data = labelled(16, 0)
+    base = replace(TINY, epochs=1)
+    seen: list[int] = []
+    first = tune_policy(*data, base, tmp_path, 1, on_trial=lambda done, _: seen.append(done))
+    second = tune_policy(*data, base, tmp_path, 2, on_trial=lambda done, _: seen.append(done))
+    third = tune_policy(*data, base, tmp_path, 2)
+    assert seen == [1, 2]
+    assert first["trials"] == 1 and second["trials"] == third["trials"] == 2
+    assert second["best_gap"] == third["best_gap"] <= first["best_gap"]
+    assert set(second["best"]) <= set(PolicyConfig.__dataclass_fields__)
+    other = tune_policy(*data, replace(base, seed=7), tmp_path, 1)
+    assert other["study"] != first["study"] and other["trials"] == 1
+
+
+def test_wrong_labels_are_refused(tmp_path: Path) -> None:
+    graphs, labels = labelled(12, 0)
+    with pytest.raises(UserError, match="12 graphs but 11 labels"):
+        train_policy(graphs, labels[1:], TINY, tmp_path)
+    with pytest.raises(UserError, match="the plan was made for"):
+        train_policy(graphs, labels[::-1], TINY, tmp_path)
+    with pytest.raises(UserError, match="another version of 'edgetpu-usb'"):
+        other = replace(DEVICE, stage_overhead_ms=9.0)
+        train_policy(graphs, labels, TINY, tmp_path, device=other)
+    with pytest.raises(UserError, match="4 graphs are too few"):
+        train_policy(graphs[:4], labels[:4], TINY, tmp_path)
+    with pytest.raises(UserError, match="no labels"):
+        train_policy([], [], TINY, tmp_path)
+    with pytest.raises(UserError, match="keeps children together"):
+        together = [replace(label, children_together=True) for label in labels]
+        train_policy(graphs, together, TINY, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden", 2), ("epochs", 0), ("learning_rate", -1.0), ("samples", 1.5), ("seed", "x")],
+)
+def test_bad_configurations(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"r: {field} is"):
+        PolicyConfig.from_mapping({field: value}, "r")
+    with pytest.raises(UserError, match="unknown depth"):
+        PolicyConfig.from_mapping({"depth": 3}, "r")
+
+
+RECIPE = """
+schema: coralline.recipe/v1
+device: edgetpu-usb
+objective: bottleneck
+planner: topo-dp
+label_time_limit_s: 5
+graphs:
+  - {family: branch, count: 10, nodes: 12, seed: 3, stages: 2}
+  - {family: skip, count: 10, nodes: 16, seed: 4, stages: 3}
+training: {hidden: 8, layers: 1, epochs: 1, samples: 2}
+"""
+
+
+def test_a_recipe_makes_graphs_labels_and_policy(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE)
+    counts: list[tuple[int, int]] = []
+    metrics = run_recipe(read_recipe(path), tmp_path / "out", lambda a, b: counts.append((a, b)))
+    assert counts[-1] == (20, 20) and metrics.graphs == 16
+    metadata = load_policy(tmp_path / "out" / "policy.npz").metadata
+    assert metadata["recipe"]["graphs"][1]["seed"] == 4
+    counts.clear()
+    run_recipe(read_recipe(path), tmp_path / "out", lambda a, b: counts.append((a, b)))
+    assert counts == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("coralline.recipe/v1", "v9", "its `schema` must be"),
+        ("planner: topo-dp\n", "", "fields missing: planner"),
+        ("nodes: 12", "nodes: many", r"graphs\[0\].nodes is 'many'"),
+        (", stages: 2", "", r"graphs\[0\] needs"),
+        ("label_time_limit_s: 5", "label_time_limit_s: -5", "must be above 0"),
+        ("hidden: 8", "hidden: 0", "training: hidden is 0"),
+        ("schema:", "{", "is not YAML"),
+    ],
+)
+def test_bad_recipes(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("path", sorted(Path("training/recipes").glob("*.yaml")), ids=str)
+def test_the_recipes_here_are_readable(path: Path) -> None:
+    recipe = read_recipe(path)
+    for item in recipe.graphs:
+        synthetic.generate(item["family"], 1, item["nodes"], item["seed"])
+
+
+def test_shards_from_the_command_line_feed_training(tmp_path: Path) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from training import cli
+
+    app = typer.Typer()
+    cli.add(app)
+
+    def call(*arguments: object) -> dict[str, object]:
+        done = CliRunner().invoke(app, ["train", *map(str, arguments), "--json"])
+        assert done.exit_code == 0, done.output
+        result = json.loads(done.stdout)
+        assert isinstance(result, dict)
+        return result
+
+    graphs, labels = tmp_path / "g.jsonl", tmp_path / "labels"
+    write_graph_set(graphs, synthetic.generate("branch", 12, 10, 0))
+    options = ["--graphs", graphs, "--stages", 2, "--planner", "topo-dp", "--out", labels]
+    assert call("label", *options, "--shards", 2, "--shard", 1)["labels"] == 6
+    assert call("label", *options, "--shards", 2)["labels"] == 12
+    data = ["--graphs", graphs, "--labels", labels]
+    run = call("run", *data, "--out", tmp_path / "policy", "--epochs", 1)
+    assert json.loads((tmp_path / "policy" / "metrics.json").read_text())["steps"] == run["steps"]
+    result = call("evaluate", *data, "--policy", run["policy"])
+    assert result["graphs"] == 12
+    done = CliRunner().invoke(app, ["train", "run", "--out", str(tmp_path / "x")])
+    assert isinstance(done.exception, UserError)

@@ -22,7 +22,6 @@ from coralline.graph.json_format import read_json
 from coralline.home import home_folder
 from coralline.report.page import write_report as write_page
 from coralline.report.record import (
-    DeviceCheck,
     PolicySummary,
     ReportInput,
     cases,
@@ -87,15 +86,20 @@ class Findings:
 
 
 def write_report(
-    found: Findings, parameters: Mapping[str, str], execution: str, report: Path, table: Path
+    found: Findings,
+    parameters: Mapping[str, str],
+    execution: str,
+    report: Path,
+    figures: Path,
+    table: Path,
 ) -> None:
-    """Write the page for people, and the same numbers as a `coralline.results/v1` file."""
+    """Write the page for people, its figures, and the numbers as `coralline.results/v1`."""
     graphs, plans, measurements = found.graphs(), found.all_plans(), found.measurements_of_plans()
     names = dict.fromkeys(
         [plan.device for plan in plans]
         + [m.environment["device"] for m in measurements if "device" in m.environment]
     )
-    checks = [check for name in names if (check := _device_check(name)) is not None]
+    checks = [published_error(name) for name in names]
     trained = load_policy(found.policy).metadata
     record = ReportInput(
         title="RESPECT: pipelines over Edge TPUs",
@@ -118,13 +122,14 @@ def write_report(
             **{name: version(name) for name in ("coralline", "ai-edge-litert", "ortools")},
         },
     )
-    write_page(record, report)
+    write_page(record, report, figures)
     write_text(table, json.dumps(_results(record, execution, report), allow_nan=False) + "\n")
 
 
 def record(
     found: Findings,
     report: Path,
+    figures: Path,
     parameters: Mapping[str, str],
     execution: str,
     code_version: str,
@@ -150,7 +155,7 @@ def record(
                 score=found.policy_gap(),
                 data_digest=found.evaluated()["graphs_digest"],
             ),
-            artifacts={"report": report, "evaluation": found.evaluation},
+            artifacts={"report": report, "figures": figures, "evaluation": found.evaluation},
         ),
         tracking_uri(tracking_database()),
     )
@@ -167,13 +172,6 @@ def _curve(trained: Mapping[str, Any]) -> list[dict[str, float]]:
         {key: float(epoch[key]) for key in ("epoch", "sampled_gap", "greedy_gap", "baseline_gap")}
         for epoch in trained["metrics"]["curve"]
     ]
-
-
-def _device_check(name: str) -> DeviceCheck | None:
-    error = published_error(name)
-    if error.median_held_out is None:
-        return None
-    return DeviceCheck(name, error.median_held_out, error.n_held_out)
 
 
 def _results(record: ReportInput, execution: str, report: Path) -> dict[str, Any]:
@@ -215,10 +213,7 @@ def _results(record: ReportInput, execution: str, report: Path) -> dict[str, Any
         "schema": RESULTS_SCHEMA,
         "execution": execution,
         "rows": rows,
-        "simulator_errors": {
-            check.device: {"median_error": check.median_error, "figures": check.figures}
-            for check in record.device_checks
-        },
+        "simulators": [check.label for check in record.device_checks],
         "policy": list(record.policy.methods) if record.policy else None,
         "report": str(report),
     }

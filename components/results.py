@@ -14,6 +14,7 @@ def write_report(
     parameters: dict[str, str],
     execution: str,
     report: dsl.Output[dsl.HTML],
+    figures: dsl.Output[dsl.Artifact],
     table: dsl.Output[dsl.Artifact],
 ) -> None:
     """Write one self-contained HTML page and the table of results as JSON."""
@@ -27,7 +28,14 @@ def write_report(
         Path(policy.path) / "policy.npz",
         Path(evaluation.path),
     )
-    write_report(found, dict(parameters), execution, Path(report.path), Path(table.path))
+    write_report(
+        found,
+        dict(parameters),
+        execution,
+        Path(report.path),
+        Path(figures.path),
+        Path(table.path),
+    )
 
 
 @component
@@ -37,6 +45,7 @@ def record(
     policy: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Metrics],
     report: dsl.Input[dsl.HTML],
+    figures: dsl.Input[dsl.Artifact],
     parameters: dict[str, str],
     execution: str,
     code_version: str,
@@ -52,4 +61,11 @@ def record(
         Path(policy.path) / "policy.npz",
         Path(evaluation.path),
     )
-    return record(found, Path(report.path), dict(parameters), execution, code_version)
+    return record(
+        found,
+        Path(report.path),
+        Path(figures.path),
+        dict(parameters),
+        execution,
+        code_version,
+    )

@@ -279,7 +279,8 @@ def _label_row(plan: Plan, graph: ComputeGraph | None) -> dict[str, Any]:
 
 
 def _measurement_row(m: Measurement) -> dict[str, Any]:
-    latency = np.array([_number(ms) for ms in m.latency_ms] or [np.nan])
+    samples = (*m.latency_ms, *m.full_latency_ms)
+    latency = np.array([_number(ms) for ms in samples] or [np.nan])
     per_stage = (m.stage_busy_ms, m.queue_wait_ms, m.transfer_ms)
     parts = [_number(ms) for rows in per_stage for row in rows for ms in row]
     return {

@@ -151,6 +151,7 @@ def respect(
         policy=policy.outputs["policy"],
         evaluation=evaluation.outputs["evaluation"],
         report=report.outputs["report"],
+        figures=report.outputs["figures"],
         parameters=parameters,
         execution=execution,
         code_version=code_version,

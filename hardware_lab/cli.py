@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from coralline.cli import output
+from coralline.home import home_folder
 
 if TYPE_CHECKING:
     from coralline.runtime.measurement import Measurement
     from hardware_lab.inventory import Inventory
     from hardware_lab.store import Job, Store
 
-LAB = Path(".coralline/lab")
+LAB = home_folder() / "lab"
 REPETITIONS = 200
 WARMUP = 10
 

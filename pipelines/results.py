@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from coralline.devices.model import MIB
 from coralline.errors import read_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = dict[str, Any]
 
 
 def read_results(table: Path, folder: Path) -> dict[str, Any]:
@@ -18,10 +26,10 @@ def read_results(table: Path, folder: Path) -> dict[str, Any]:
         table: The results file that the pipeline returned.
         folder: Of the run.
     """
-    results: dict[str, Any] = json.loads(read_text(table, "a results file"))
     from components.reporting import tracking_database
     from components.tracking import tracking_uri
 
+    results: dict[str, Any] = json.loads(read_text(table, "a results file"))
     report = folder / "report.html"
     shutil.copyfile(results["report"], report)
     uri = tracking_uri(tracking_database())
@@ -38,80 +46,83 @@ def read_results(table: Path, folder: Path) -> dict[str, Any]:
 def print_results(results: dict[str, Any]) -> None:
     """Tables for a person: what was planned, what was measured, where the rest lies."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
-    simulated = " (simulated device)" if any(r["simulated"] for r in results["rows"]) else ""
-    plans = Table(title=f"Plans{simulated}", title_justify="left")
-    plans.add_column("model")
-    for column in ("K", "planner"):
-        plans.add_column(column)
-    for column in (
-        "bottleneck\nms",
-        "lower bound\nms",
-        "gap\n%",
-        "peak params\nMiB",
-        "solve\ns",
-    ):
-        plans.add_column(column, justify="right")
-    previous = None
-    for row in results["rows"]:
-        group = (row["model"], row["stages"])
-        if previous is not None and group != previous:
-            plans.add_section()
-        previous = group
-        gap = "-" if row["gap"] is None else f"{100 * row['gap']:.2f}"
-        plans.add_row(
-            row["model"],
-            str(row["stages"]),
-            row["planner"] + (" *" if row["proven_optimal"] else ""),
-            f"{row['bottleneck_ms']:.3f}",
-            f"{row['lower_bound']:.3f}",
-            gap,
-            f"{row['peak_param_bytes'] / 2**20:.3f}",
-            f"{row['solve_seconds']:.3f}",
-        )
-    plans.caption = "* proven optimal for the device model"
-    console.print(plans)
+    console.print(_plan_table(results["rows"]))
     for board in sorted({b["board"] for row in results["rows"] for b in row["boards"]}):
         console.print(_board_table(results["rows"], board))
-    for device, error in results["simulator_errors"].items():
-        console.print(
-            f"The simulated {device} is {100 * error['median_error']:.0f} % from "
-            f"{error['figures']} published figures, in the median (coralline devices check)."
-        )
-    console.print(f"MLflow data: {results['tracking_uri']}")
+    for label in results["simulators"]:
+        console.print(label)
+    console.print(f"MLflow data: {results['tracking_uri']}", soft_wrap=True)
     console.print(f"look at it with: [bold]{results['mlflow_command']}[/bold]", soft_wrap=True)
     console.print(f"report: [bold]{results['report']}[/bold]", soft_wrap=True)
 
 
-def _board_table(rows: list[dict[str, Any]], board: str) -> Any:
+def _plan_table(rows: list[Row]) -> Table:
+    simulated = ", on a simulated device" if any(row["simulated"] for row in rows) else ""
+    table = _table(
+        f"Plans{simulated}",
+        ["bottleneck\nms", "bound\nms", "gap\n%", "peak params\nMiB", "solve\ns"],
+    )
+    for title, group in _groups(rows):
+        table.add_row(title)
+        for row in group:
+            gap = "-" if row["gap"] is None else f"{100 * row['gap']:.2f}"
+            table.add_row(
+                f"  {row['planner']}{' *' if row['proven_optimal'] else ''}",
+                f"{row['bottleneck_ms']:.3f}",
+                f"{row['lower_bound']:.3f}",
+                gap,
+                f"{row['peak_param_bytes'] / MIB:.3f}",
+                f"{row['solve_seconds']:.3f}",
+            )
+        table.add_section()
+    table.caption = "* proven optimal for the device model"
+    return table
+
+
+def _board_table(rows: list[Row], board: str) -> Table:
+    found = [{**row, "on": on} for row in rows for on in row["boards"] if on["board"] == board]
+    kind = "Simulated" if found[0]["on"]["simulated"] else "Measured"
+    # A ratio of the simulator to itself says nothing.
+    measured = not found[0]["on"]["simulated"]
+    table = _table(
+        f"{kind} on {board}",
+        [
+            "p50\nms",
+            "p90\nms",
+            "p99\nms",
+            "throughput\n1/s",
+            "predicted /\nmeasured" if measured else "energy\nmJ",
+        ],
+    )
+    for title, group in _groups(found):
+        table.add_row(title)
+        for row in group:
+            on = row["on"]
+            last = on["predicted_over_measured"] if measured else on["energy_mj_per_inference"]
+            table.add_row(
+                f"  {row['planner']}",
+                f"{on['latency_p50_ms']:.2f}",
+                f"{on['latency_p90_ms']:.2f}",
+                f"{on['latency_p99_ms']:.2f}",
+                f"{on['throughput_fps']:.1f}",
+                "-" if last is None else f"{last:.2f}",
+            )
+        table.add_section()
+    return table
+
+
+def _table(title: str, columns: list[str]) -> Table:
     from rich.table import Table
 
-    found = [(row, b) for row in rows for b in row["boards"] if b["board"] == board]
-    simulated = found[0][1]["simulated"]
-    table = Table(
-        title=f"{'Simulated' if simulated else 'Measured'} on {board}", title_justify="left"
-    )
-    for column in ("model", "K", "planner"):
-        table.add_column(column)
-    for column in ("p50\nms", "p90\nms", "p99\nms", "throughput\n1/s", "energy\nmJ"):
-        table.add_column(column, justify="right")
-    previous = None
-    for row, b in found:
-        group = (row["model"], row["stages"])
-        if previous is not None and group != previous:
-            table.add_section()
-        previous = group
-        energy = b["energy_mj_per_inference"]
-        table.add_row(
-            row["model"],
-            str(row["stages"]),
-            row["planner"],
-            f"{b['latency_p50_ms']:.2f}",
-            f"{b['latency_p90_ms']:.2f}",
-            f"{b['latency_p99_ms']:.2f}",
-            f"{b['throughput_fps']:.1f}",
-            "-" if energy is None else f"{energy:.1f}",
-        )
+    table = Table(title=title, title_justify="left")
+    table.add_column("planner", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def _groups(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
+    for (model, stages), group in groupby(rows, key=lambda row: (row["model"], row["stages"])):
+        yield f"[bold]{model}, {stages} stages[/bold]", list(group)

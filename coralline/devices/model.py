@@ -27,6 +27,7 @@ KINDS = ("conv", "depthwise", "dense", "elementwise", "other")
 _KIND_OF_OP = {
     # TFLite builtin operators.
     "CONV_2D": "conv",
+    "CONV_3D": "conv",
     "TRANSPOSE_CONV": "conv",
     "DEPTHWISE_CONV_2D": "depthwise",
     "FULLY_CONNECTED": "dense",

@@ -142,7 +142,8 @@ def exact_milp(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by HiGHS on the integer linear programme, or the best plan and bound.
 
     HiGHS works in floating point, to about 1e-9 of the value as scaled here; its bound is
-    lowered by more than that.
+    lowered by more than that. It takes no seed through scipy, and only looks at the clock
+    between its steps; the seed draws the orders of the first plan.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array

@@ -26,7 +26,8 @@ def split_order(problem: StagingProblem, order: NDArray[np.int64]) -> NDArray[np
     Args:
         order: int64 (V,): a topological order of the problem's graph.
     """
-    stage, _ = _split(np.ascontiguousarray(order, np.int64), *split_arguments(problem))
+    # A copy, so that read-only orders need no second compiled version.
+    stage, _ = _split(np.array(order, np.int64), *split_arguments(problem))
     return stage
 
 
@@ -36,7 +37,7 @@ def split_value(arguments: tuple[Any, ...], order: NDArray[np.int64]) -> float:
     Args:
         arguments: `split_arguments` of the problem.
     """
-    return float(_split(np.ascontiguousarray(order, np.int64), *arguments)[1])
+    return float(_split(np.array(order, np.int64), *arguments)[1])
 
 
 def split_arguments(problem: StagingProblem) -> tuple[Any, ...]:

@@ -167,16 +167,28 @@ def test_evaluation_by_family(learned: tuple[Path, PolicyMetrics, list[Epoch]]) 
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
     data = labelled(16, 0)
     base = replace(TINY, epochs=1)
     seen: list[int] = []
-    first = tune_policy(*data, base, tmp_path, 1, on_trial=lambda done, _: seen.append(done))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    first = tune_policy(
+        *data, base, tmp_path, 1, mlflow_uri=uri, on_trial=lambda done, _: seen.append(done)
+    )
     second = tune_policy(*data, base, tmp_path, 2, on_trial=lambda done, _: seen.append(done))
     third = tune_policy(*data, base, tmp_path, 2)
     assert seen == [1, 2]
     assert first["trials"] == 1 and second["trials"] == third["trials"] == 2
     assert second["best_gap"] == third["best_gap"] <= first["best_gap"]
     assert set(second["best"]) <= set(PolicyConfig.__dataclass_fields__)
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(first["study"])
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["best_greedy_gap"] == pytest.approx(first["best_gap"])
+    assert run.data.params == {name: str(value) for name, value in first["best"].items()}
 
 
 def test_wrong_labels_are_refused(tmp_path: Path) -> None:

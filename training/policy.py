@@ -70,8 +70,8 @@ class PolicyConfig:
 
     hidden: int = 64
     layers: int = 4
-    epochs: int = 60
-    time_limit_s: float = 600.0
+    epochs: int = 80
+    time_limit_s: float = 60.0
     batch_graphs: int = 32
     samples: int = 16
     learning_rate: float = 2e-3

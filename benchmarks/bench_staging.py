@@ -38,8 +38,6 @@ def run(quick: bool) -> BenchResult:
         for name in (names[:2] if quick else names)
         for n_stages in (4, 5, 6)
     ]
-    # Compiles what is compiled on first use, before anything is timed.
-    make_plan(problems[0], "exact-cpsat", effort)
     plans = {
         planner: [make_plan(problem, planner, effort) for problem in problems]
         for planner in planner_names()

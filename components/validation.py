@@ -19,6 +19,7 @@ from coralline.errors import UserError, read_text
 from coralline.files import make_folder
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.runtime.measurement import Measurement
+from coralline.staging.problem import OBJECTIVES, Plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,6 +101,69 @@ def validate_graphs(path: Path, docs_dir: Path) -> Validation:
             _at_least(gxe, "tensor_bytes", 1, "a graph has tensors that hold bytes"),
             gxe.ExpectColumnValuesToBeUnique(
                 column="digest", description="every graph is in the set once"
+            ),
+        ],
+        docs_dir,
+    )
+
+
+def validate_labels(
+    labels_dir: Path, graphs_path: Path, docs_dir: Path, *, min_proven_share: float = 0.9
+) -> Validation:
+    """Judge exact labels against the graph set they were solved for, one row a label.
+
+    Args:
+        labels_dir: Shards of `coralline.plan/v1` objects.
+        graphs_path: The graph set.
+        docs_dir: Where the Data Docs go.
+        min_proven_share: Least share of the labels that must be proven optimal.
+
+    Raises:
+        UserError: A file cannot be read, or names the expectation and the rows that break it.
+    """
+    import pandas as pd
+
+    from coralline.graph.graph_set import read_graph_set
+    from training.labels import read_labels
+
+    graphs = {graph.digest: graph for graph in read_graph_set(graphs_path)}
+    table = pd.DataFrame(
+        [
+            {"row": i, "name": p.graph_name, **_label_row(p, graphs.get(p.graph_digest))}
+            for i, p in enumerate(read_labels(labels_dir))
+        ]
+    )
+    numbers = ("value", "lower_bound", "solve_seconds")
+    gxe = _great_expectations().expectations
+    return _judge(
+        "labels",
+        table,
+        [
+            *(_present(gxe, column) for column in numbers),
+            gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+                column_A="value",
+                column_B="lower_bound",
+                or_equal=True,
+                description="value is no smaller than the proven lower bound",
+            ),
+            _at_least(gxe, "gap", 0, "gap is 0 or more"),
+            _at_least(gxe, "solve_seconds", 0, "solve_seconds is 0 or more"),
+            gxe.ExpectColumnValuesToBeInSet(
+                column="objective",
+                value_set=list(OBJECTIVES),
+                description=f"objective is one of {', '.join(OBJECTIVES)}",
+            ),
+            _true(gxe, "in_graph_set", "the label's graph is in the graph set"),
+            _true(gxe, "stages_in_range", "stages run from 0 to n_stages - 1 and none is empty"),
+            _true(gxe, "stages_forward", "there is one stage an operator and no edge goes back"),
+            gxe.ExpectCompoundColumnsToBeUnique(
+                column_list=["digest", "objective", "n_stages", "device"],
+                description="every problem is labelled once",
+            ),
+            gxe.ExpectColumnMeanToBeBetween(
+                column="proven",
+                min_value=min_proven_share,
+                description=f"at least {100 * min_proven_share:g} % of labels are proven optimal",
             ),
         ],
         docs_dir,
@@ -191,11 +255,34 @@ def _graph_row(graph: ComputeGraph) -> dict[str, Any]:
     }
 
 
+def _label_row(plan: Plan, graph: ComputeGraph | None) -> dict[str, Any]:
+    stage = np.array(plan.stage)
+    forward = graph is not None and len(stage) == graph.n_nodes
+    if graph is not None and forward:
+        producers, consumers = graph.edges.T
+        forward = bool((stage[producers] <= stage[consumers]).all())
+    return {
+        "digest": plan.graph_digest,
+        "in_graph_set": graph is not None,
+        "device": plan.device,
+        "objective": plan.objective,
+        "planner": plan.planner,
+        "n_stages": plan.n_stages,
+        "stages_in_range": set(plan.stage) == set(range(plan.n_stages)),
+        "stages_forward": forward,
+        "value": _number(plan.value),
+        "lower_bound": _number(plan.lower_bound),
+        "gap": _number(plan.gap),
+        "proven": float(plan.proven_optimal),
+        "solve_seconds": _number(plan.solve_seconds),
+    }
+
+
 def _measurement_row(m: Measurement) -> dict[str, Any]:
-    latency = np.array([_number(ms) for ms in m.latency_ms] or [np.nan])
+    samples = (*m.latency_ms, *m.full_latency_ms)
+    latency = np.array([_number(ms) for ms in samples] or [np.nan])
     per_stage = (m.stage_busy_ms, m.queue_wait_ms, m.transfer_ms)
     parts = [_number(ms) for rows in per_stage for row in rows for ms in row]
-    wall = _number(m.wall_s)
     return {
         "id": m.id,
         "board_kind": m.board_kind,
@@ -211,7 +298,7 @@ def _measurement_row(m: Measurement) -> dict[str, Any]:
         "latency_max_ms": latency.max(),
         "first_inference_ms": _number(m.first_inference_ms),
         "busy_min_ms": min(parts, default=np.nan),
-        "throughput_fps": len(m.latency_ms) / wall if wall else np.nan,
+        "throughput_fps": m.throughput_fps if _number(m.wall_s) > 0 else np.nan,
         "energy_mj_per_inference": _number(m.energy_mj_per_inference),
         "energy_sourced": (m.energy_mj_per_inference is None or m.meter is not None or m.simulated),
         "outputs_equal": str(m.outputs_equal),

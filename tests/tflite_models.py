@@ -52,3 +52,34 @@ def weights_at_the_end(name: str, folder: Path) -> Path:
     path = folder / f"{name}.tflite"
     path.write_bytes(head + b"\0" * (start + 16 - len(head)) + tail)
     return path
+
+
+def single_operator(
+    folder: Path, code: int, shapes: list[list[int]], inputs: list[int], options: Any = None
+) -> Path:
+    """A float32 model of one builtin operator; the last shape is its output's, the rest are the
+    shapes of the model's inputs, and `inputs` is what the operator reads."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = schema.SubGraphT()
+    graph.tensors = []
+    for i, shape in enumerate(shapes):
+        tensor = schema.TensorT()
+        tensor.shape, tensor.hasRank, tensor.name = shape, True, f"t{i}"
+        graph.tensors.append(tensor)
+    operator = schema.OperatorT()
+    operator.inputs, operator.outputs = inputs, [len(shapes) - 1]
+    if options is not None:
+        kind = type(options).__name__.removesuffix("T")
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+        operator.builtinOptions = options
+    graph.operators = [operator]
+    graph.inputs, graph.outputs = list(range(len(shapes) - 1)), [len(shapes) - 1]
+    model = schema.ModelT()
+    model.version = 3
+    model.operatorCodes = [schema.OperatorCodeT()]
+    model.operatorCodes[0].builtinCode = model.operatorCodes[0].deprecatedBuiltinCode = code
+    model.subgraphs, model.buffers = [graph], [schema.BufferT()]
+    path = folder / "single.tflite"
+    path.write_bytes(packed(model))
+    return path

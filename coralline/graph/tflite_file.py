@@ -50,10 +50,10 @@ _BITS = {
     "COMPLEX128": 128,
 }
 _CONTROL_FLOW = frozenset(
-    "IF WHILE CALL CALL_ONCE STABLEHLO_WHILE STABLEHLO_CASE STABLEHLO_COMPOSITE".split()
+    "IF WHILE CALL STABLEHLO_WHILE STABLEHLO_CASE STABLEHLO_COMPOSITE".split()
 )
 _STATE = frozenset(
-    "VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT "
+    "CALL_ONCE VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT "
     "HASHTABLE_SIZE".split()
 )
 
@@ -273,6 +273,11 @@ def _refuse_operators(path: Path, operators: list[TfliteOperator]) -> None:
                 f"{path}: operator {i} is {operator.op}: the model keeps state between "
                 "inferences, which a pipeline of stages cannot share; export it with its "
                 "variables frozen into constants"
+            )
+        if operator.table.LargeCustomOptionsOffset() > 1:
+            raise UserError(
+                f"{path}: operator {i} ({operator.op}) keeps its options behind the model, as "
+                "custom operators of models beyond 2 GiB may; export a smaller model"
             )
         if operator.op == "edgetpu-custom-op":
             raise UserError(

@@ -1,6 +1,6 @@
 """Reports for people: one self-contained HTML page a pipeline run."""
 
 from coralline.report.page import write_report
-from coralline.report.record import DeviceCheck, PolicySummary, ReportInput
+from coralline.report.record import PolicySummary, ReportInput
 
-__all__ = ["DeviceCheck", "PolicySummary", "ReportInput", "write_report"]
+__all__ = ["PolicySummary", "ReportInput", "write_report"]

@@ -93,7 +93,7 @@ def stage_bars(case: Case, device: DeviceModel | None, alt: str) -> str:
     """
     plans = case.plans
     k = plans[0].n_stages
-    with _figure(min(12, max(6.4, 1.0 + len(plans) * (1.1 + 0.14 * k))), 4.4) as figure:
+    with _figure(min(12, max(7.0, 1.0 + len(plans) * (1.1 + 0.14 * k))), 4.4) as figure:
         grid = figure.subplots(2, len(plans), sharex=True, sharey="row", squeeze=False)
         _margins(figure, left=0.65, right=0.1, top=0.6, bottom=0.5, between_columns=0.15)
         simulated = " (simulated)" if plans[0].simulated else ""

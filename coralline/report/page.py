@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from coralline.devices.check import PublishedError
 from coralline.devices.model import MIB
 from coralline.files import write_text
 from coralline.report import figures
@@ -132,6 +133,7 @@ def _page(record: ReportInput) -> dict[str, Any]:
         ],
         "policy": _policy(record),
         "devices": [record.devices[name] for name in sorted(record.devices)],
+        "checks": [_check_table(c) for c in record.device_checks if c.predictions],
         "parameters": _facts(record.parameters),
         "provenance": _facts(record.provenance),
         "boards": _board_table(record.measurements) if record.measurements else None,
@@ -359,6 +361,30 @@ def _method_table(methods: Sequence[Mapping[str, Any]]) -> Table:
             )
             for row in methods
         ),
+    )
+
+
+def _check_table(check: PublishedError) -> Table:
+    units = {"latency_ms": "ms", "off_chip_mib": "MiB"}
+    rows = []
+    for prediction in check.predictions:
+        figure, error = prediction.figure, prediction.relative_error
+        unit = units[figure.quantity]
+        rows.append(
+            (
+                _words(f"{figure.model} {figure.input_size}"),
+                Cell(str(figure.stages), figure.stages),
+                Cell(f"{number(figure.value)} {unit}", figure.value),
+                Cell(f"{number(prediction.predicted)} {unit}", prediction.predicted, True),
+                Cell(f"{100 * error:+.0f} %", error),
+                _words("fitted" if figure.fitted else "held out"),
+                _words(figure.source),
+            )
+        )
+    return Table(
+        f"Device model {check.device} against published figures",
+        ("model", "stages", "published", "predicted", "error", "constants", "source"),
+        tuple(rows),
     )
 
 

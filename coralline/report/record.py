@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from coralline.devices.check import PublishedError
 from coralline.devices.model import DeviceModel
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.runtime.measurement import Measurement
@@ -32,21 +33,6 @@ class PolicySummary:
 
 
 @dataclass(frozen=True)
-class DeviceCheck:
-    """How far the device model is from published latencies: the simulator's honest label.
-
-    Attributes:
-        device: Name of the device model.
-        median_error: Of |predicted / published - 1|.
-        figures: How many published figures were compared.
-    """
-
-    device: str
-    median_error: float
-    figures: int
-
-
-@dataclass(frozen=True)
 class ReportInput:
     """One pipeline run.
 
@@ -57,6 +43,7 @@ class ReportInput:
         graphs: By digest; a plan whose graph is absent is shown without a drawing.
         plans: All that were made; those of the measurements need not be among them.
         devices: By name; gives the cache limit and the sources of the constants.
+        device_checks: How far the device models are from published figures.
         provenance: Versions, machine, seeds: name and value.
     """
 
@@ -68,7 +55,7 @@ class ReportInput:
     measurements: Sequence[Measurement] = ()
     devices: Mapping[str, DeviceModel] = field(default_factory=dict)
     policy: PolicySummary | None = None
-    device_checks: Sequence[DeviceCheck] = ()
+    device_checks: Sequence[PublishedError] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coralline.errors import UserError
+
+if TYPE_CHECKING:
+    from coralline.runtime.pipeline import PipelineRun
+    from coralline.tflite.segments import SegmentSet
 
 SCHEMA = "coralline.measurement/v1"
 
@@ -27,16 +32,20 @@ class Measurement:
         processor: What really ran the operators, as the runtime reports it.
         meter: Name of the power meter, or None.
         started_at: ISO 8601, UTC.
-        warmup: Inferences excluded before the first sample.
+        warmup: Inferences excluded before the first sample of each mode.
         first_inference_ms: Of a fresh pipeline, reported apart.
-        latency_ms: One sample an inference, from entering the first stage to leaving the last.
-        wall_s: From the first sample's entry to the last sample's exit.
-        stage_busy_ms: For each stage one sample an inference.
-        queue_wait_ms: For each stage, time an item waited before it, one sample an inference.
-        transfer_ms: For each stage, copying in and out, one sample an inference.
+        latency_ms: One sample an inference, from entering the first stage to leaving the last,
+            with one inference in flight: no queueing.
+        full_latency_ms: The same with the pipeline kept full: with queueing.
+        wall_s: With the pipeline full, from the exit of the last warm-up inference to the exit
+            of the last sample.
+        stage_busy_ms: For each stage one sample an inference, pipeline full.
+        queue_wait_ms: For each stage, from leaving the stage before to the start of this one,
+            one sample an inference, pipeline full.
+        transfer_ms: For each stage, copying in and out, one sample an inference, pipeline full.
         energy_mj_per_inference: Only when metered or simulated.
-        outputs_equal: Whether every checked output had the whole model's bits; None when the
-            board cannot run the model.
+        outputs_equal: Whether every output had the whole model's bits; None when the board cannot
+            run the model, or where its merged float kernels make a cut show in the last bits.
         environment: Processor, kernel, library versions, load, threads.
     """
 
@@ -53,6 +62,7 @@ class Measurement:
     warmup: int
     first_inference_ms: float
     latency_ms: tuple[float, ...]
+    full_latency_ms: tuple[float, ...]
     wall_s: float
     stage_busy_ms: tuple[tuple[float, ...], ...]
     queue_wait_ms: tuple[tuple[float, ...], ...]
@@ -61,18 +71,41 @@ class Measurement:
     outputs_equal: bool | None
     environment: Mapping[str, Any]
 
+    @staticmethod
+    def of_run(run: PipelineRun, segments: SegmentSet, **facts: Any) -> Measurement:
+        """The samples of a run with the facts (the other fields) that must stand beside them."""
+
+        def rows(samples: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+            return tuple(map(tuple, samples.tolist()))
+
+        return Measurement(
+            model=segments.model,
+            model_digest=segments.model_digest,
+            plan=segments.plan,
+            warmup=run.warmup,
+            first_inference_ms=run.first_inference_ms,
+            latency_ms=tuple(run.latency_ms.tolist()),
+            full_latency_ms=tuple(run.full_latency_ms.tolist()),
+            wall_s=run.wall_s,
+            stage_busy_ms=rows(run.stage_busy_ms),
+            queue_wait_ms=rows(run.queue_wait_ms),
+            transfer_ms=rows(run.transfer_ms),
+            outputs_equal=run.outputs_equal,
+            **facts,
+        )
+
     def latency_percentile_ms(self, percent: float) -> float:
-        """A percentile of the latency samples (linear interpolation)."""
+        """A percentile of the latency with one inference in flight (linear interpolation)."""
         return float(np.percentile(self.latency_ms, percent))
 
     @property
     def throughput_fps(self) -> float:
-        """Inferences per second over the whole measurement."""
-        return len(self.latency_ms) / self.wall_s
+        """Inferences per second with the pipeline full."""
+        return len(self.full_latency_ms) / self.wall_s
 
     @property
     def measured_bottleneck_ms(self) -> float:
-        """Median busy and transfer time of the slowest stage."""
+        """Median busy and transfer time of the slowest stage, pipeline full."""
         busy = np.asarray(self.stage_busy_ms) + np.asarray(self.transfer_ms)
         return float(np.median(busy, axis=1).max())
 
@@ -108,7 +141,8 @@ class Measurement:
         if missing:
             raise UserError(f"the measurement lacks {', '.join(missing)}")
         values = {name: data[name] for name in names}
-        values["latency_ms"] = tuple(values["latency_ms"])
+        for name in ("latency_ms", "full_latency_ms"):
+            values[name] = tuple(values[name])
         for name in ("stage_busy_ms", "queue_wait_ms", "transfer_ms"):
             values[name] = tuple(tuple(row) for row in values[name])
         return Measurement(**values)

@@ -17,7 +17,14 @@ def uniform(problem: StagingProblem, effort: Effort) -> Proposal:
     return Proposal(stage)
 
 
-@register("topo-dp", version="1")
+def load_split() -> None:
+    """Import and compile what finds the best split of an order."""
+    from coralline.staging.split import compile_split
+
+    compile_split()
+
+
+@register("topo-dp", version="1", load=load_split)
 def topo_dp(problem: StagingProblem, effort: Effort) -> Proposal:
     """The best split of the graph's own topological order into runs."""
     from coralline.staging.split import split_order

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from coralline.devices.model import MIB
 from coralline.graph.compute_graph import MODEL_INPUT
+from coralline.staging.baselines import load_split
 from coralline.staging.orders import priority_order, stack_order
 from coralline.staging.problem import Effort, Proposal, StagingProblem, evaluate, register
 
@@ -47,14 +48,36 @@ _MARGIN = 1e-7
 _FIRST_ORDERS = 15
 
 
-@register("exact-cpsat", version="1")
+def _load_cpsat() -> Any:
+    """The module of CP-SAT, usable beside TensorFlow.
+
+    TensorFlow makes the symbols of its protobuf global; OR-Tools, loaded after it, would call
+    those instead of its own and crash.
+    """
+    load_split()
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
+    try:
+        from ortools.sat.python import cp_model
+    finally:
+        sys.setdlopenflags(flags)
+    return cp_model
+
+
+def _load_highs() -> None:
+    load_split()
+    import scipy.optimize
+    import scipy.sparse  # noqa: F401
+
+
+@register("exact-cpsat", version="1", load=_load_cpsat)
 def exact_cpsat(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by OR-Tools CP-SAT, or the best plan and bound when time is up.
 
     CP-SAT counts in whole numbers, so costs are rounded down to ticks: what it proves of the
     rounded problem holds for the real one.
     """
-    cp_model = _load_cp_model()
+    cp_model = _load_cpsat()
     deadline = perf_counter() + effort.time_limit_s
     start, value = first_plan(problem, effort, deadline)
     if value == 0:
@@ -114,12 +137,13 @@ def exact_cpsat(problem: StagingProblem, effort: Effort) -> Proposal:
     return Proposal(_better(problem, start, programme.stages(values)), bound)
 
 
-@register("exact-milp", version="1")
+@register("exact-milp", version="1", load=_load_highs)
 def exact_milp(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by HiGHS on the integer linear programme, or the best plan and bound.
 
     HiGHS works in floating point, to about 1e-9 of the value as scaled here; its bound is
-    lowered by more than that.
+    lowered by more than that. It takes no seed through scipy, and only looks at the clock
+    between its steps; the seed draws the orders of the first plan.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
@@ -363,21 +387,6 @@ def stage_windows(problem: StagingProblem, target: float) -> tuple[Ints, Ints]:
 
 def _better(problem: StagingProblem, one: Ints, other: Ints) -> Ints:
     return min(one, other, key=lambda stage: evaluate(problem, stage).value)
-
-
-def _load_cp_model() -> Any:
-    """The module of CP-SAT, usable beside TensorFlow.
-
-    TensorFlow makes the symbols of its protobuf global; OR-Tools, loaded after it, would call
-    those instead of its own and crash.
-    """
-    flags = sys.getdlopenflags()
-    sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
-    try:
-        from ortools.sat.python import cp_model
-    finally:
-        sys.setdlopenflags(flags)
-    return cp_model
 
 
 @contextmanager

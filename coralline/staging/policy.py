@@ -23,7 +23,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from coralline.errors import UserError
 from coralline.files import replacing
+from coralline.staging.baselines import load_split
 from coralline.staging.problem import Effort, Proposal, StagingProblem, register
 
 if TYPE_CHECKING:
@@ -144,7 +145,23 @@ def weight_shapes(hidden: int, layers: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-@register("policy", version="1")
+@cache
+def load_decoder() -> None:
+    """Import and compile what decodes: once over a single operator."""
+    from coralline.devices.model import load_device
+    from coralline.graph.compute_graph import ComputeGraph
+    from coralline.staging.decoder import decode, policy_input, project
+
+    load_split()
+    graph = ComputeGraph.build(
+        "one", param_bytes=[0], tensor_bytes=[0], tensor_producer=[0], consumers=[[]]
+    )
+    inputs = policy_input(StagingProblem(graph, 1, load_device("edgetpu-usb")))
+    weights = {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(8, 1).items()}
+    decode(inputs, project(weights, inputs), np.zeros((1, 1)), n_greedy=1)
+
+
+@register("policy", version="1", load=load_decoder)
 def policy(problem: StagingProblem, effort: Effort) -> Proposal:
     """The best split of the network's greedy order and of sampled ones."""
     from coralline.staging.decoder import decode, policy_input, project

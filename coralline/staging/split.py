@@ -7,13 +7,15 @@ O(V^2 K), for V operators, C tensor readings and K stages.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from coralline.devices.model import MIB
+from coralline.devices.model import MIB, load_device
+from coralline.graph.compute_graph import ComputeGraph
 from coralline.staging.problem import StagingProblem
 
 _BOTTLENECK, _LATENCY, _PEAK = 0, 1, 2
@@ -26,7 +28,7 @@ def split_order(problem: StagingProblem, order: NDArray[np.int64]) -> NDArray[np
     Args:
         order: int64 (V,): a topological order of the problem's graph.
     """
-    # A copy, so that read-only orders need no second compiled version.
+    # A copy, since the kernel is compiled apart for arrays that are read-only.
     stage, _ = _split(np.array(order, np.int64), *split_arguments(problem))
     return stage
 
@@ -38,6 +40,16 @@ def split_value(arguments: tuple[Any, ...], order: NDArray[np.int64]) -> float:
         arguments: `split_arguments` of the problem.
     """
     return float(_split(np.array(order, np.int64), *arguments)[1])
+
+
+@cache
+def compile_split() -> None:
+    """Compile the kernel, or load it from numba's cache."""
+    graph = ComputeGraph.build(
+        "one", param_bytes=[0], tensor_bytes=[0], tensor_producer=[0], consumers=[[]]
+    )
+    problem = StagingProblem(graph, 1, load_device("edgetpu-usb"))
+    split_order(problem, graph.topological_order)
 
 
 def split_arguments(problem: StagingProblem) -> tuple[Any, ...]:

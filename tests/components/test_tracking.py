@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +156,25 @@ def test_an_execution_is_recorded_once(
 
     fetched = mlflow.artifacts.download_artifacts(source, tracking_uri=uri)
     assert (Path(fetched) / "policy.npz").read_bytes() == execution.policy.file.read_bytes()
+
+
+def test_the_searches_of_the_documentation_work(sqlite: str, tmp_path: Path) -> None:
+    recorded = record(an_execution(tmp_path), sqlite)
+    text = (Path(__file__).parents[2] / "mlflow" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    code = code.replace("sqlite:///mlflow.db", sqlite)
+    found: dict[str, Any] = {}
+    exec(code, found)
+
+    def ids(name: str) -> list[str]:
+        return [run.info.run_id for run in found[name]]
+
+    simulated, host, _ = recorded.children
+    assert sorted(ids("fastest")) == sorted([simulated, host])
+    assert ids("measured") == [host]
+    assert ids("near_optimal") == ids("mispredicted") == []
+    assert ids("executions") == [recorded.parent]
+    assert int(found["champion"].version) == recorded.policy_version
 
 
 def test_a_record_cut_short_is_completed(sqlite: str, tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from builders import chain, measure, measure_on_host, plan_of
 from components.validation import (
     read_measurements,
     validate_graphs,
+    validate_labels,
     validate_measurements,
 )
 from coralline.errors import UserError
 from coralline.graph import ComputeGraph
 from coralline.graph.graph_set import write_graph_set
 from coralline.runtime.measurement import Measurement
+from coralline.staging import Plan
 
 GRAPHS = [chain(f"net{i}", 8 + i, seed=i) for i in range(6)]
 
@@ -27,12 +29,26 @@ def graph_set(folder: Path, graphs: Sequence[ComputeGraph] = GRAPHS) -> Path:
     return path
 
 
+def labels(folder: Path, plans: Sequence[Plan]) -> Path:
+    out = folder / "labels"
+    out.mkdir()
+    for shard in range(2):
+        lines = [json.dumps(plan.to_json()) + "\n" for plan in plans[shard::2]]
+        (out / f"labels-{shard:05}-of-00002.jsonl").write_text("".join(lines))
+    return out
+
+
 def measurements(folder: Path, items: Sequence[Measurement]) -> Path:
     out = folder / "measurements"
     out.mkdir()
     for i, item in enumerate(items):
         (out / f"{i:03}.json").write_text(json.dumps(item.to_json()))
     return out
+
+
+def proven(graph: ComputeGraph) -> Plan:
+    plan = plan_of(graph)
+    return replace(plan, lower_bound=plan.value, gap=0.0, proven_optimal=True)
 
 
 @pytest.fixture
@@ -82,6 +98,56 @@ def test_an_empty_graph_set_says_so(tmp_path: Path, docs: Path) -> None:
     (tmp_path / "graphs.jsonl").write_text("")
     with pytest.raises(UserError, match="graphs: there are none to validate"):
         validate_graphs(tmp_path / "graphs.jsonl", docs)
+
+
+def test_good_labels_pass(tmp_path: Path, docs: Path) -> None:
+    found = validate_labels(
+        labels(tmp_path, [proven(g) for g in GRAPHS]), graph_set(tmp_path), docs
+    )
+    assert found.rows == len(GRAPHS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lower_bound": 1e9}, "value is no smaller than the proven lower bound"),
+        ({"value": None}, "value is a number"),
+        ({"gap": -0.5}, "gap is 0 or more, not so in row"),
+        ({"objective": "speed"}, "objective is one of bottleneck, peak-memory, latency"),
+        ({"graph_digest": "0" * 64}, "the label's graph is in the graph set"),
+        ({"n_stages": 4}, "stages run from 0 to n_stages - 1 and none is empty"),
+        ({"stage": (2, 1, 0, 0, 0, 0, 0, 0)}, "no edge goes back"),
+        ({"stage": (0, 1, 2)}, "one stage an operator"),
+    ],
+)
+def test_a_bad_label_is_named(
+    changes: dict[str, object], message: str, tmp_path: Path, docs: Path
+) -> None:
+    plans = [proven(g) for g in GRAPHS]
+    plans[0] = replace(plans[0], **changes)
+    with pytest.raises(UserError) as error:
+        validate_labels(labels(tmp_path, plans), graph_set(tmp_path), docs)
+    assert message in str(error.value)
+    assert "row 0 (net0" in str(error.value)
+    assert "row 1 " not in str(error.value)
+
+
+def test_a_problem_labelled_twice_is_named(tmp_path: Path, docs: Path) -> None:
+    plans = [proven(g) for g in [*GRAPHS, GRAPHS[5]]]
+    with pytest.raises(UserError, match=r"every problem is labelled once, not so in .*net5"):
+        validate_labels(labels(tmp_path, plans), graph_set(tmp_path), docs)
+
+
+def test_too_few_proofs_are_refused(tmp_path: Path, docs: Path) -> None:
+    folder = labels(
+        tmp_path,
+        [proven(g) for g in GRAPHS[:3]]
+        + [replace(proven(g), proven_optimal=False) for g in GRAPHS[3:]],
+    )
+    path = graph_set(tmp_path)
+    with pytest.raises(UserError, match=r"at least 90 % of labels are proven optimal, found 0\.5"):
+        validate_labels(folder, path, docs)
+    assert validate_labels(folder, path, docs, min_proven_share=0.5).rows == 6
 
 
 def test_good_measurements_pass_and_come_back(tmp_path: Path, docs: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tflite_models import DATA, edited
+from tflite_models import DATA, edited, single_operator
 
 from coralline.errors import UserError
 from coralline.graph import read_graph
@@ -65,6 +65,24 @@ def test_a_shared_constant_counts_for_its_first_reader_only() -> None:
     assert graph.param_bytes[1:4].tolist() == [3 * 3 * 3 * 8 + 8 * 4, 3 * 3 * 8, 8 * 8]
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_batched_products_know_which_side_is_summed(tmp_path: Path, transposed: bool) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    options = schema.BatchMatMulOptionsT()
+    options.adjX = transposed
+    left = [2, 6, 4] if transposed else [2, 4, 6]
+    model = single_operator(tmp_path, 126, [left, [2, 6, 5], [2, 4, 5]], [0, 1], options)
+    assert read_graph(model).macs.tolist() == [2 * 4 * 5 * 6]
+
+
+def test_an_absent_optional_input_is_no_tensor(tmp_path: Path) -> None:
+    model = single_operator(tmp_path, 9, [[1, 6], [5, 6], [1, 5]], [0, 1, -1])
+    graph = read_graph(model)
+    assert graph.macs.tolist() == [5 * 6]
+    assert graph.n_tensors == 3
+
+
 def test_json_gives_the_same_graph_back() -> None:
     graph = read_graph(INT8)
     assert from_json(to_json(graph)) == graph
@@ -90,6 +108,39 @@ def test_variables_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="keeps state between inferences"):
         read_graph(edited("small_int8", make_variable, tmp_path))
+
+
+def test_what_lies_outside_the_flatbuffer_is_refused(tmp_path: Path) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    def options_behind(model: Any) -> None:
+        model.subgraphs[0].operators[0].largeCustomOptionsOffset = 4096
+
+    def weights_elsewhere(model: Any) -> None:
+        model.externalBuffers = [schema.ExternalBufferT()]
+
+    with pytest.raises(UserError, match="keeps its options behind the model"):
+        read_graph(edited("small_int8", options_behind, tmp_path))
+    with pytest.raises(UserError, match="keeps its weights in other files"):
+        read_graph(edited("small_int8", weights_elsewhere, tmp_path))
+
+
+def test_an_edge_tpu_binary_is_refused(tmp_path: Path) -> None:
+    def compiled(model: Any) -> None:
+        code = model.operatorCodes[model.subgraphs[0].operators[0].opcodeIndex]
+        code.builtinCode = code.deprecatedBuiltinCode = 32
+        code.customCode = b"edgetpu-custom-op"
+
+    with pytest.raises(UserError, match="is compiled for the Edge TPU already"):
+        read_graph(edited("small_int8", compiled, tmp_path))
+
+
+def test_an_unknown_operator_is_refused(tmp_path: Path) -> None:
+    def newer(model: Any) -> None:
+        model.operatorCodes[0].builtinCode = 9999
+
+    with pytest.raises(UserError, match="operator of type 9999"):
+        read_graph(edited("small_int8", newer, tmp_path))
 
 
 def test_unknown_rank_is_told_from_a_scalar(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from time import sleep
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from coralline.errors import PlanError, UserError
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
 from coralline.staging import (
     OBJECTIVES,
+    Effort,
     Plan,
+    Proposal,
     StagingProblem,
     check,
     evaluate,
@@ -22,6 +25,7 @@ from coralline.staging import (
     make_plan,
     planner_names,
 )
+from coralline.staging import problem as problem_module
 from coralline.staging.problem import contract, sibling_groups
 
 
@@ -185,6 +189,17 @@ def test_every_rule_gives_a_feasible_plan_with_a_valid_bound(problem: StagingPro
         assert plan.lower_bound <= plan.value
         assert plan.graph_digest == problem.graph.digest
         assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_loading_libraries_is_not_time_to_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problem_module, "_PLANNERS", {})
+
+    @problem_module.register("slow-to-load", version="1", load=lambda: sleep(0.2))
+    def planner(problem: StagingProblem, effort: Effort) -> Proposal:
+        return Proposal(np.array([0, 0, 1, 1]))
+
+    plan = make_plan(StagingProblem(diamond(), 2, load_device("edgetpu-usb")), "slow-to-load")
+    assert plan.solve_seconds < 0.2
 
 
 def test_the_planners_are_registered_by_name() -> None:

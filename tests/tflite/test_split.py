@@ -237,6 +237,12 @@ def an_operator_nobody_reads(model: Any) -> None:
     graph.outputs = [t for t in graph.outputs if t != graph.operators[13].outputs[0]]
 
 
+def a_second_input_given_first(model: Any) -> None:
+    graph = model.subgraphs[0]
+    pooled = graph.operators.pop(0).outputs[0]
+    graph.inputs = [pooled, *graph.inputs]
+
+
 def no_names(model: Any) -> None:
     for tensor in model.subgraphs[0].tensors:
         tensor.name = b""
@@ -255,6 +261,7 @@ def one_name(model: Any) -> None:
         an_input_that_is_an_output,
         an_output_twice,
         an_operator_nobody_reads,
+        a_second_input_given_first,
         no_names,
         one_name,
     ],
@@ -263,7 +270,8 @@ def test_unusual_models_split_into_single_operators(
     tmp_path: Path, name: str, edit: Callable[[Any], None]
 ) -> None:
     model = edited(name, edit, tmp_path)
-    segments = split_model(model, plan_of(model, list(range(14))), tmp_path / "s", verify_inputs=0)
+    plan = plan_of(model, list(range(read_graph(model).n_nodes)))
+    segments = split_model(model, plan, tmp_path / "s", verify_inputs=0)
     assert run_chain(chain_of(segments, 2, seed=1)) is None
 
 

@@ -1,0 +1,83 @@
+"""What must stand beside a number measured on this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("coralline", "ai-edge-litert", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, governor, memory, kernel and library versions of this machine.
+
+    A value that the system does not tell is None.
+    """
+    import psutil
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "max_khz": _read("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"),
+        "memory_bytes": psutil.virtual_memory().total,
+        "kernel": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+class LoadWatch:
+    """What else ran on this machine between making the watch and reading it."""
+
+    def __init__(self) -> None:
+        self._load_before = os.getloadavg()[0]
+        self._wall, self._busy, self._own = _core_seconds()
+
+    def read(self) -> dict[str, float]:
+        """Load averages before and after, and the cores that other processes kept busy."""
+        wall, busy, own = _core_seconds()
+        others = (busy - self._busy) - (own - self._own)
+        return {
+            "load_1min_before": self._load_before,
+            "load_1min_after": os.getloadavg()[0],
+            "cores_busy_with_others": max(others, 0.0) / max(wall - self._wall, 1e-9),
+        }
+
+
+def _core_seconds() -> tuple[float, float, float]:
+    import psutil
+
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # `sum` counts guests twice where the system reports them: they are part of user time.
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return time.perf_counter(), sum(times) - idle - guests, time.process_time()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

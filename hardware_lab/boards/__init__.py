@@ -1,0 +1,70 @@
+"""Boards: what can run a split model and time it. One module a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from coralline.runtime.child import Progress
+from coralline.runtime.measurement import Measurement
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a board is asked to measure.
+
+    Attributes:
+        id: Of the measurement.
+        path: A folder that `coralline split` wrote, or a plain .tflite.
+        repetitions: Samples of each mode.
+        warmup: Inferences before the first sample of each mode.
+        keep_open: File descriptors that every process working on the board must hold: the
+            board's lock lasts until all of them have ended.
+    """
+
+    id: str
+    path: Path
+    repetitions: int
+    warmup: int
+    keep_open: tuple[int, ...] = ()
+
+
+class Board(Protocol):
+    """One board. Its dataclass fields after `name` are its options in the inventory."""
+
+    @property
+    def name(self) -> str:
+        """In the inventory."""
+
+    @property
+    def kind(self) -> str:
+        """As the inventory writes it."""
+
+    @property
+    def resource(self) -> str:
+        """What it works on: of the boards with one resource, one works at a time."""
+
+    def check(self) -> str:
+        """One line on what the board is now.
+
+        Raises:
+            CorallineError: It cannot work; says why.
+        """
+
+    def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
+        """Run the task.
+
+        Raises:
+            UserError: The task cannot run on this board.
+            DeviceError: The board failed.
+        """
+
+
+def board_kinds() -> Mapping[str, type[Board]]:
+    """The kinds that an inventory may name."""
+    from hardware_lab.boards.edgetpu_sim import SimulatedEdgeTpu
+    from hardware_lab.boards.host import Host
+
+    return {"edgetpu-sim": SimulatedEdgeTpu, "host": Host}

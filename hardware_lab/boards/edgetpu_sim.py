@@ -1,0 +1,71 @@
+"""`edgetpu-sim`: a chain of Edge TPUs that is not here, simulated from a device model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from coralline.devices.model import load_device
+from coralline.errors import UserError
+from coralline.graph import read_graph
+from coralline.runtime.child import Progress
+from coralline.runtime.measurement import Measurement
+from coralline.runtime.pipeline import QUEUE_DEPTH, open_segments
+from coralline.runtime.simulate import simulate_pipeline, simulated_energy_mj
+from coralline.staging import Plan, StagingProblem, evaluate
+from hardware_lab.boards import Task
+
+
+@dataclass(frozen=True)
+class SimulatedEdgeTpu:
+    """As many devices as the plan has stages. Every number it gives is simulated.
+
+    Attributes:
+        device: Name or YAML file of the device model.
+    """
+
+    name: str
+    device: str
+
+    kind = "edgetpu-sim"
+    # The simulation computes on this machine and must not disturb what the host measures.
+    resource = "cpu"
+
+    def __post_init__(self) -> None:
+        if not load_device(self.device).simulated:
+            raise UserError(f"device {self.device!r} is not marked simulated")
+
+    def check(self) -> str:
+        """Which device model it simulates."""
+        model = load_device(self.device)
+        return f"simulated {model.name}: {model.description} (model {model.digest[:12]})"
+
+    def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
+        """Simulate the folder's plan on this device, whatever device it was made for."""
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        device = load_device(self.device)
+        segments = open_segments(task.path)
+        plan = Plan.from_json(segments.plan)
+        graph = read_graph(segments.folder / segments.model_file)
+        costs = evaluate(StagingProblem(graph, plan.n_stages, device), plan.stage)
+        run = simulate_pipeline(costs, device, repetitions=task.repetitions, warmup=task.warmup)
+        if on_progress is not None:
+            on_progress(task.repetitions, task.repetitions)
+        return Measurement.of_run(
+            run,
+            segments,
+            id=task.id,
+            board=self.name,
+            board_kind=self.kind,
+            simulated=True,
+            processor=f"simulated {device.name}",
+            meter=None,
+            started_at=started_at,
+            energy_mj_per_inference=simulated_energy_mj(costs, device, run),
+            environment={
+                "device": device.name,
+                "device_digest": device.digest,
+                "devices": plan.n_stages,
+                "queue_depth": QUEUE_DEPTH,
+            },
+        )

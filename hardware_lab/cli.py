@@ -1,0 +1,300 @@
+"""`coralline lab` and `coralline bench`: what the boards are, and what they measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from coralline.cli import output
+
+if TYPE_CHECKING:
+    from coralline.runtime.measurement import Measurement
+    from hardware_lab.inventory import Inventory
+    from hardware_lab.store import Job, Store
+
+LAB = Path(".coralline/lab")
+REPETITIONS = 200
+WARMUP = 10
+
+lab = typer.Typer(
+    help="Boards, jobs and measurements of the device lab.",
+    epilog="Example: coralline lab submit segments --board host && coralline lab run",
+    no_args_is_help=True,
+)
+
+
+def add(app: typer.Typer) -> None:
+    """Add the verb `lab`."""
+    app.add_typer(lab, name="lab")
+
+
+def add_bench(app: typer.Typer) -> None:
+    """Add the verb `bench`."""
+    app.command("bench", epilog="Example: coralline bench segments --board host")(bench)
+
+
+def _folder() -> Any:
+    return typer.Option(LAB, "--lab", help="Folder that keeps the jobs and measurements.")
+
+
+def _inventory() -> Any:
+    return typer.Option(None, "--inventory", help="Inventory file; else the one in the package.")
+
+
+def _json() -> Any:
+    return typer.Option(False, "--json", help="Print one JSON object.")
+
+
+def _repetitions() -> Any:
+    return typer.Option(
+        REPETITIONS, "--repetitions", "-n", help="Samples, one in flight and again full."
+    )
+
+
+def _warmup() -> Any:
+    return typer.Option(WARMUP, "--warmup", help="Inferences before the first sample.")
+
+
+@lab.command("boards", epilog="Example: coralline lab boards --inventory lab.yaml")
+def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
+    """List the boards of the inventory."""
+    from dataclasses import asdict
+
+    from hardware_lab.inventory import load_inventory
+
+    rows = [
+        {"kind": board.kind, "resource": board.resource, **asdict(board)}  # type: ignore[call-overload]
+        for board in load_inventory(inventory).boards.values()
+    ]
+    if json:
+        output.print_json({"boards": rows})
+        return
+    shown = [
+        [
+            row["name"],
+            row["kind"],
+            ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("name", "kind", "resource")),
+        ]
+        for row in rows
+    ]
+    _print_table(["board", "kind", "options"], shown)
+
+
+@lab.command("health", epilog="Example: coralline lab health")
+def health(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
+    """Ask every board whether it can work; exit code 1 when one cannot."""
+    from coralline.errors import CorallineError
+    from hardware_lab.inventory import load_inventory
+
+    rows = []
+    for board in load_inventory(inventory).boards.values():
+        try:
+            rows.append({"board": board.name, "good": True, "says": board.check()})
+        except CorallineError as error:
+            rows.append({"board": board.name, "good": False, "says": str(error)})
+    if json:
+        output.print_json({"boards": rows})
+    else:
+        _print_table(
+            ["board", "health", "says"],
+            [
+                [str(row["board"]), "good" if row["good"] else "bad", str(row["says"])]
+                for row in rows
+            ],
+        )
+    if not all(row["good"] for row in rows):
+        raise typer.Exit(1)
+
+
+@lab.command("submit", epilog="Example: coralline lab submit segments --board host")
+def submit(
+    path: Path = typer.Argument(..., help="A folder that `coralline split` wrote, or a .tflite."),
+    board: str = typer.Option(..., "--board", "-b", help="Name in the inventory."),
+    repetitions: int = _repetitions(),
+    warmup: int = _warmup(),
+    inventory: Path | None = _inventory(),
+    folder: Path = _folder(),
+    json: bool = _json(),
+) -> None:
+    """Queue a measurement; `coralline lab run` makes it."""
+    from hardware_lab.inventory import load_inventory
+    from hardware_lab.store import Store
+
+    load_inventory(inventory).board(board)
+    job = Store(folder).submit(path, board, repetitions=repetitions, warmup=warmup)
+    if json:
+        output.print_json(job.to_json())
+    else:
+        print(f"job {job.id} is queued for {job.board}")
+
+
+@lab.command("run", epilog="Example: coralline lab run")
+def run(
+    inventory: Path | None = _inventory(), folder: Path = _folder(), json: bool = _json()
+) -> None:
+    """Run the queued jobs, and those whose runner was lost; exit code 1 when one fails."""
+    from hardware_lab.inventory import load_inventory
+    from hardware_lab.store import Store
+
+    ended = _run(Store(folder), load_inventory(inventory), None, quiet=json)
+    if json:
+        output.print_json({"jobs": [job.to_json() for job in ended]})
+    else:
+        _print_jobs(ended)
+    if any(job.state == "failed" for job in ended):
+        raise typer.Exit(1)
+
+
+@lab.command("jobs", epilog="Example: coralline lab jobs --state failed")
+def jobs(
+    state: str | None = typer.Option(None, "--state", help="queued, running, done or failed."),
+    folder: Path = _folder(),
+    json: bool = _json(),
+) -> None:
+    """List the jobs."""
+    from coralline.errors import UserError
+    from hardware_lab.store import STATES, Store
+
+    if state is not None and state not in STATES:
+        raise UserError(f"state {state!r} is not known; choose {', '.join(STATES)}")
+    found = Store(folder).jobs(state=state)
+    if json:
+        output.print_json({"jobs": [job.to_json() for job in found]})
+    else:
+        _print_jobs(found)
+
+
+@lab.command("show", epilog="Example: coralline lab show 1f0c9a7be2d34f68 --out measurement.json")
+def show(
+    job_id: str = typer.Argument(..., metavar="JOB", help="Id of the job."),
+    out: Path | None = typer.Option(None, "--out", "-o", help="Write the measurement here."),
+    folder: Path = _folder(),
+    json: bool = _json(),
+) -> None:
+    """Show a job and what it measured."""
+    from hardware_lab.store import Store
+
+    store = Store(folder)
+    job = store.job(job_id)
+    measurement = store.measurement(job_id) if job.state == "done" or out is not None else None
+    if out is not None and measurement is not None:
+        output.write_json(out, measurement.to_json())
+    if json:
+        kept = measurement.to_json() if measurement is not None else None
+        output.print_json({"job": job.to_json(), "measurement": kept})
+        return
+    _print_jobs([job])
+    if measurement is not None:
+        _print_measurement(measurement)
+
+
+def bench(
+    path: Path = typer.Argument(..., help="A folder that `coralline split` wrote, or a .tflite."),
+    board: str = typer.Option("host", "--board", "-b", help="Name in the inventory."),
+    repetitions: int = _repetitions(),
+    warmup: int = _warmup(),
+    out: Path | None = typer.Option(None, "--out", "-o", help="Write the measurement here."),
+    inventory: Path | None = _inventory(),
+    folder: Path = _folder(),
+    json: bool = _json(),
+) -> None:
+    """Run a split model as a pipeline on a board; a job of the lab, run at once."""
+    from hardware_lab.inventory import load_inventory
+    from hardware_lab.store import Store
+
+    boards = load_inventory(inventory)
+    boards.board(board)
+    store = Store(folder)
+    job = store.submit(path, board, repetitions=repetitions, warmup=warmup)
+    _run(store, boards, [job.id], quiet=json)
+    store.job(job.id).raise_error()
+    measurement = store.measurement(job.id)
+    if out is not None:
+        output.write_json(out, measurement.to_json())
+    if json:
+        output.print_json(measurement.to_json())
+    else:
+        _print_measurement(measurement)
+
+
+def _run(store: Store, inventory: Inventory, ids: list[str] | None, *, quiet: bool) -> list[Job]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from hardware_lab.runner import run_jobs
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        bars: dict[str, Any] = {}
+
+        def advance(job: Job, done: int, total: int) -> None:
+            if job.id not in bars:
+                bars[job.id] = bar.add_task(f"{Path(job.path).name} on {job.board}", total=total)
+            bar.update(bars[job.id], completed=done)
+
+        return run_jobs(store, inventory, ids, advance)
+
+
+def _print_jobs(found: list[Job]) -> None:
+    rows = [
+        [job.id, job.board, Path(job.path).name, job.state, str(job.attempt), job.error or ""]
+        for job in found
+    ]
+    _print_table(["job", "board", "model", "state", "attempt", "error"], rows)
+
+
+def _print_measurement(m: Measurement) -> None:
+    import numpy as np
+    from rich.console import Console
+
+    said = "simulated" if m.simulated else "measured"
+    console = Console(soft_wrap=True)
+    console.print(
+        f"[bold]{m.model}[/bold], {len(m.stage_busy_ms)} stages on {m.board} "
+        f"([bold]{said}[/bold]; {m.processor}), {len(m.latency_ms)} samples each"
+    )
+
+    def line(name: str, samples: tuple[float, ...]) -> list[str]:
+        marks = np.percentile(samples, [0, 50, 90, 99, 100])
+        return [name, *(f"{mark:.3f}" for mark in (*marks, float(np.mean(samples))))]
+
+    _print_table(
+        [f"{said} latency, ms", "min", "p50", "p90", "p99", "max", "mean"],
+        [
+            line("one in flight", m.latency_ms),
+            line("pipeline full", m.full_latency_ms),
+        ],
+    )
+    stages = zip(m.stage_busy_ms, m.transfer_ms, m.queue_wait_ms, strict=True)
+    _print_table(
+        [f"stage ({said}, median ms)", "busy", "transfer", "queue wait"],
+        [[str(s), *(f"{np.median(part):.3f}" for part in parts)] for s, parts in enumerate(stages)],
+    )
+    console.print(
+        f"throughput {m.throughput_fps:.1f} inferences/s, first inference "
+        f"{m.first_inference_ms:.3f} ms, bottleneck {m.measured_bottleneck_ms:.3f} ms ({said})"
+    )
+    if m.energy_mj_per_inference is not None:
+        source = "simulated" if m.simulated else f"meter {m.meter}"
+        console.print(f"energy {m.energy_mj_per_inference:.3f} mJ per inference ({source})")
+    else:
+        console.print("energy not known: no meter")
+    if m.outputs_equal:
+        console.print("every output has the whole model's bits")
+    console.print(f"job {m.id}")
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        numbers = bool(rows) and all(row[i].replace(".", "", 1).isdigit() for row in rows)
+        table.add_column(column, justify="right" if numbers else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,87 @@
+"""Inventory files: what is read, and messages that name the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coralline.errors import UserError
+from hardware_lab.boards.edgetpu_sim import SimulatedEdgeTpu
+from hardware_lab.boards.host import Host
+from hardware_lab.inventory import load_inventory
+
+HEAD = "schema: coralline.inventory/v1\n"
+
+
+def test_the_shipped_inventory() -> None:
+    inventory = load_inventory()
+    assert list(inventory.boards) == ["host", "edgetpu-usb-sim", "edgetpu-pcie-sim"]
+    for board in inventory.boards.values():
+        assert board.check()
+
+
+def test_options_reach_the_board(tmp_path: Path) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text(
+        HEAD + "boards:\n"
+        "  fast: {kind: host, threads_per_stage: 2, time_limit_s: 60}\n"
+        "  sim: {kind: edgetpu-sim, device: edgetpu-pcie}\n"
+    )
+    boards = load_inventory(path).boards
+    assert boards["fast"] == Host("fast", threads_per_stage=2, time_limit_s=60.0)
+    assert boards["sim"] == SimulatedEdgeTpu("sim", device="edgetpu-pcie")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("", None, "is empty"),
+        ("boards: [\n", 2, "is not YAML"),
+        ("- a\n", 1, "must be a mapping"),
+        ("boards: {}\n", 1, "`schema` must be"),
+        ("schema: v9\nboards: {}\n", 1, "`schema` must be"),
+        (HEAD, 1, "`boards` is missing"),
+        (HEAD + "boards: {}\n", 2, "`boards` is empty"),
+        (HEAD + "boards: {a: {kind: host}}\nlabs: 1\n", 3, "'labs' is not known"),
+        (HEAD + "boards:\n  a: {kind: host}\n  a: {kind: host}\n", 4, "'a' is given twice"),
+        (HEAD + "boards:\n  a: host\n", 3, "board 'a' must be a mapping"),
+        (HEAD + "boards:\n  a: {}\n", 3, "has no `kind`; choose edgetpu-sim, host"),
+        (
+            HEAD + "boards:\n  a:\n    kind: ssh\n",
+            4,
+            "kind 'ssh', which this version has no driver for; choose edgetpu-sim, host",
+        ),
+        (HEAD + "boards:\n  a:\n    kind: host\n    cores: 2\n", 5, "option 'cores' is not known"),
+        (
+            HEAD + "boards:\n  a:\n    kind: host\n    threads_per_stage: two\n",
+            5,
+            "threads_per_stage is 'two'; it must be a whole number",
+        ),
+        (
+            HEAD + "boards:\n  a:\n    kind: host\n    threads_per_stage: true\n",
+            5,
+            "must be a whole number",
+        ),
+        (HEAD + "boards:\n  a: {kind: host, threads_per_stage: 0}\n", 3, "at least 1"),
+        (HEAD + "boards:\n  a: {kind: host, time_limit_s: -1}\n", 3, "above 0"),
+        (HEAD + "boards:\n  a: {kind: edgetpu-sim}\n", 3, "lacks 'device'"),
+        (HEAD + "boards:\n  a: {kind: edgetpu-sim, device: tpu9}\n", 3, "'tpu9' is not known"),
+        (HEAD + "boards:\n  a: {kind: edgetpu-sim, device: host-cpu}\n", 3, "not marked simulated"),
+    ],
+)
+def test_messages_name_the_line(tmp_path: Path, text: str, line: int | None, message: str) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_inventory(path)
+    where = f"{path}:{line}: " if line else f"{path}: "
+    assert str(caught.value).startswith(where)
+    assert message in str(caught.value)
+
+
+def test_no_such_file_or_board(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_inventory(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="choose host, edgetpu-usb-sim"):
+        load_inventory().board("coral")

@@ -305,3 +305,11 @@ def test_shards_from_the_command_line_feed_training(tmp_path: Path) -> None:
     assert result["graphs"] == 12
     done = CliRunner().invoke(app, ["train", "run", "--out", str(tmp_path / "x")])
     assert isinstance(done.exception, UserError)
+
+
+def test_the_shipped_policy_is_what_its_recipe_makes() -> None:
+    recipe = read_recipe(Path("training/recipes/shipped.yaml"))
+    metadata = load_policy().metadata
+    assert metadata["recipe"] == recipe.source
+    assert PolicyConfig(**metadata["config"]) == recipe.training
+    assert metadata["metrics"]["labels_proven"] > 0.99

@@ -33,7 +33,14 @@ from coralline.errors import UserError
 from coralline.files import make_folder
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.staging.decoder import PolicyInput, Rollouts, decode, policy_input, project
-from coralline.staging.policy import Arrays, Policy, save_policy
+from coralline.staging.policy import (
+    N_CONTEXT,
+    N_DYNAMIC,
+    N_FEATURES,
+    Arrays,
+    Policy,
+    save_policy,
+)
 from coralline.staging.problem import Plan, StagingProblem
 from coralline.staging.split import split_arguments, split_value
 
@@ -63,8 +70,8 @@ class PolicyConfig:
 
     hidden: int = 64
     layers: int = 4
-    epochs: int = 60
-    time_limit_s: float = 600.0
+    epochs: int = 80
+    time_limit_s: float = 60.0
     batch_graphs: int = 32
     samples: int = 16
     learning_rate: float = 2e-3
@@ -316,7 +323,7 @@ class _Trainer:
         self.optimizer = tf.keras.optimizers.Adam(
             config.learning_rate, global_clipnorm=config.clip_norm
         )
-        self.step = tf.function(_step(self.network, self.optimizer), reduce_retracing=True)
+        self.step = _step(self.network, self.optimizer)
         self.threads = ThreadPoolExecutor(2)
         self._renew_baseline(greedy_gaps(self.validation, self.network.weights()))
 
@@ -400,7 +407,21 @@ def _step(network: Network, optimizer: Any) -> Callable[..., None]:
     import tensorflow as tf
 
     variables = list(network.variables.values())
+    optimizer.build(variables)
+    # One trace for batches of every size.
+    orders, floats = (None, None, None), tf.float32
+    signature = {
+        "features": tf.TensorSpec((None, None, N_FEATURES), floats),
+        "before": tf.TensorSpec((None, None, None), floats),
+        "after": tf.TensorSpec((None, None, None), floats),
+        "order": tf.TensorSpec(orders, tf.int32),
+        "context": tf.TensorSpec((*orders, N_CONTEXT), floats),
+        "dynamic": tf.TensorSpec((*orders, None, N_DYNAMIC), floats),
+        "ready": tf.TensorSpec((*orders, None), tf.bool),
+        "advantage": tf.TensorSpec((None, None), floats),
+    }
 
+    @tf.function(autograph=False, input_signature=[signature])
     def step(batch: dict[str, tf.Tensor]) -> None:
         with tf.GradientTape() as tape:
             log_policy = network.log_policy(batch)

@@ -81,9 +81,11 @@ def policy_input(problem: StagingProblem) -> PolicyInput:
     ones = np.ones(len(u), np.float32)
     forward = csr_array((ones, (v, u)), shape=(n, n))
     backward = csr_array((ones, (u, v)), shape=(n, n))
-    order = graph.topological_order
+    # Copies, so that both calls of the compiled function have one signature: processes that
+    # compile at the same time may mix up the signatures in numba's cache and then crash.
+    order = np.array(graph.topological_order)
     nodes_down, time_down = _depth(order, forward.indptr, forward.indices, compute)
-    nodes_up, time_up = _depth(order[::-1], backward.indptr, backward.indices, compute)
+    nodes_up, time_up = _depth(order[::-1].copy(), backward.indptr, backward.indices, compute)
     n_in, n_out = np.diff(forward.indptr), np.diff(backward.indptr)
     writes_output = np.bincount(producer[inner], graph.tensor_is_output[inner], minlength=n) > 0
 

@@ -24,7 +24,7 @@ from training.policy import (
     labelled_problems,
     train_policy,
 )
-from training.recipe import read_recipe, run_recipe
+from training.recipe import label_recipe, read_recipe, run_recipe
 from training.tune import tune_policy
 
 DEVICE = load_device("edgetpu-usb")
@@ -79,9 +79,9 @@ def test_the_baseline_is_renewed_only_when_it_gets_better(
 def test_a_seed_fixes_the_weights(
     learned: tuple[Path, PolicyMetrics, list[Epoch]], tmp_path: Path
 ) -> None:
-    config = replace(TINY, epochs=2)
+    config, data = replace(TINY, epochs=1), labelled(12, 0)
     for name in "ab":
-        train_policy(*labelled(24, 0), config, tmp_path / name)
+        train_policy(*data, config, tmp_path / name)
     a, b = (load_policy(tmp_path / name / "policy.npz") for name in "ab")
     for name, weight in a.weights.items():
         np.testing.assert_allclose(weight, b.weights[name], atol=1e-5)
@@ -138,19 +138,6 @@ def test_tensorflow_and_numpy_agree(family: str, nodes: int) -> None:
     assert (likeliest == np.stack([r.order[0] for r in rollouts])).all()
 
 
-def test_graphs_of_several_sizes(tmp_path: Path) -> None:
-    graphs = synthetic.generate("cell", 10, 12, 0) + synthetic.generate("skip", 10, 20, 0)
-    labels = [make_plan(StagingProblem(g, 2, DEVICE), "topo-dp") for g in graphs]
-    metrics = train_policy(graphs, labels, replace(TINY, epochs=1), tmp_path)
-    assert metrics.steps == 2 and metrics.graphs == 16 and metrics.validation_graphs == 4
-
-
-def test_the_time_limit_ends_training(tmp_path: Path) -> None:
-    config = replace(TINY, epochs=1000, time_limit_s=0.001)
-    metrics = train_policy(*labelled(12, 0), config, tmp_path)
-    assert len(metrics.curve) == 1
-
-
 def test_evaluation_by_family(learned: tuple[Path, PolicyMetrics, list[Epoch]]) -> None:
     graphs, labels = labelled(6, 3)
     graphs += synthetic.generate("cell", 3, 20, 3)
@@ -180,18 +167,28 @@ def test_evaluation_by_family(learned: tuple[Path, PolicyMetrics, list[Epoch]]) 
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
     data = labelled(16, 0)
     base = replace(TINY, epochs=1)
     seen: list[int] = []
-    first = tune_policy(*data, base, tmp_path, 1, on_trial=lambda done, _: seen.append(done))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    first = tune_policy(
+        *data, base, tmp_path, 1, mlflow_uri=uri, on_trial=lambda done, _: seen.append(done)
+    )
     second = tune_policy(*data, base, tmp_path, 2, on_trial=lambda done, _: seen.append(done))
     third = tune_policy(*data, base, tmp_path, 2)
     assert seen == [1, 2]
     assert first["trials"] == 1 and second["trials"] == third["trials"] == 2
     assert second["best_gap"] == third["best_gap"] <= first["best_gap"]
     assert set(second["best"]) <= set(PolicyConfig.__dataclass_fields__)
-    other = tune_policy(*data, replace(base, seed=7), tmp_path, 1)
-    assert other["study"] != first["study"] and other["trials"] == 1
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(first["study"])
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["best_greedy_gap"] == pytest.approx(first["best_gap"])
+    assert run.data.params == {name: str(value) for name, value in first["best"].items()}
 
 
 def test_wrong_labels_are_refused(tmp_path: Path) -> None:
@@ -232,7 +229,7 @@ label_time_limit_s: 5
 graphs:
   - {family: branch, count: 10, nodes: 12, seed: 3, stages: 2}
   - {family: skip, count: 10, nodes: 16, seed: 4, stages: 3}
-training: {hidden: 8, layers: 1, epochs: 1, samples: 2}
+training: {hidden: 8, layers: 1, epochs: 1000, time_limit_s: 0.001, samples: 2}
 """
 
 
@@ -241,12 +238,17 @@ def test_a_recipe_makes_graphs_labels_and_policy(tmp_path: Path) -> None:
     path.write_text(RECIPE)
     counts: list[tuple[int, int]] = []
     metrics = run_recipe(read_recipe(path), tmp_path / "out", lambda a, b: counts.append((a, b)))
-    assert counts[-1] == (20, 20) and metrics.graphs == 16
+    assert counts[-1] == (20, 20)
+    assert metrics.graphs == 16 and metrics.validation_graphs == 4
+    # Time was up after one epoch: a step for each of the two sizes.
+    assert len(metrics.curve) == 1 and metrics.steps == 2
     metadata = load_policy(tmp_path / "out" / "policy.npz").metadata
     assert metadata["recipe"]["graphs"][1]["seed"] == 4
     counts.clear()
-    run_recipe(read_recipe(path), tmp_path / "out", lambda a, b: counts.append((a, b)))
-    assert counts == []
+    _, labels = label_recipe(
+        read_recipe(path), tmp_path / "out", lambda a, b: counts.append((a, b))
+    )
+    assert counts == [] and len(labels) == 20
 
 
 @pytest.mark.parametrize(
@@ -303,3 +305,11 @@ def test_shards_from_the_command_line_feed_training(tmp_path: Path) -> None:
     assert result["graphs"] == 12
     done = CliRunner().invoke(app, ["train", "run", "--out", str(tmp_path / "x")])
     assert isinstance(done.exception, UserError)
+
+
+def test_the_shipped_policy_is_what_its_recipe_makes() -> None:
+    recipe = read_recipe(Path("training/recipes/shipped.yaml"))
+    metadata = load_policy().metadata
+    assert metadata["recipe"] == recipe.source
+    assert PolicyConfig(**metadata["config"]) == recipe.training
+    assert metadata["metrics"]["labels_proven"] > 0.99

@@ -18,6 +18,7 @@ from coralline.errors import UserError
 from coralline.report import PolicySummary, ReportInput, write_report
 from coralline.report.page import duration, number
 from coralline.report.record import cases, predicted_over_measured, with_shared_bounds
+from coralline.staging import StagingProblem, evaluate
 
 NETS = [chain("alpha", 12, seed=1), chain("beta<&>", 30, seed=2)]
 PLANNERS = ["topo-dp", "edgetpu-compiler", "uniform"]
@@ -178,9 +179,12 @@ def test_a_bound_proven_by_one_planner_serves_all() -> None:
 def test_a_prediction_is_compared_with_its_own_device_only() -> None:
     plan = plan_of(NETS[0])
     assert predicted_over_measured(plan, measure(plan)) == pytest.approx(1, abs=0.2)
-    assert predicted_over_measured(plan, measure_on_host(plan)) is None
-    profiled = replace(plan, simulated=False)
-    assert predicted_over_measured(profiled, measure_on_host(profiled)) is not None
+    on_host = measure_on_host(plan)
+    assert predicted_over_measured(plan, on_host) is None
+    problem = StagingProblem(NETS[0], plan.n_stages, load_device("host-cpu"))
+    ratio = predicted_over_measured(plan, on_host, NETS[0])
+    assert ratio == evaluate(problem, plan.stage).value / on_host.measured_bottleneck_ms
+    assert predicted_over_measured(plan, replace(on_host, board_kind="ssh"), NETS[0]) is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from rich.console import Console
 from benchmarks import frame
 from coralline.errors import CorallineError
 
-
 WIDTH = 150
 
 

@@ -70,6 +70,20 @@ def _load_highs() -> None:
     import scipy.sparse  # noqa: F401
 
 
+def _load_ideals() -> None:
+    from coralline.staging.ideals import compile_search
+
+    compile_search()
+
+
+@register("exact", version="1", load=_load_ideals)
+def exact(problem: StagingProblem, effort: Effort) -> Proposal:
+    """The optimum by search over down-sets, or the best plan and bound when time is up."""
+    from coralline.staging.ideals import solve
+
+    return solve(problem, effort)
+
+
 @register("exact-cpsat", version="1", load=_load_cpsat)
 def exact_cpsat(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by OR-Tools CP-SAT, or the best plan and bound when time is up.

@@ -147,7 +147,7 @@ def compile_search() -> None:
     _search(order, 1.0, True, 1, 1, *split_arguments(problem))
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _closure(sequence, start, neighbours, a, b):  # type: ignore[no-untyped-def]
     """Sums of `a` and `b` over each node and all that is reached from it; -1 is no neighbour."""
     n = len(sequence)
@@ -182,7 +182,7 @@ def _closure(sequence, start, neighbours, a, b):  # type: ignore[no-untyped-def]
     return sum_a, sum_b
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _search(  # type: ignore[no-untyped-def]
     order,
     target,
@@ -294,7 +294,7 @@ def _search(  # type: ignore[no-untyped-def]
             for v in range(n):
                 p = position[v]
                 waits[v] = 0
-                state[v] = np.int8(key[p // 64] >> np.uint64(p % 64) & one)
+                state[v] = np.int8(key[p >> 6] >> np.uint64(p & 63) & one)
                 if state[v]:
                     base_a += a[v]
                     base_b += b[v]
@@ -362,7 +362,7 @@ def _search(  # type: ignore[no-untyped-def]
                             ):
                                 sent_least += send[t]
                 if waits[v] == 0 and state[v] == 0:
-                    candidates[p // 64] |= one << np.uint64(p % 64)
+                    candidates[p >> 6] |= one << np.uint64(p & 63)
             if not feasible:
                 continue
             trail_mark[0] = 0
@@ -512,9 +512,9 @@ def _search(  # type: ignore[no-untyped-def]
                     depth -= 1
                     v = stack[depth]
                     p = position[v]
-                    bit = one << np.uint64(p % 64)
+                    bit = one << np.uint64(p & 63)
                     if taking[depth]:
-                        key[p // 64] ^= bit
+                        key[p >> 6] ^= bit
                         state[v] = 0
                         n_taken -= 1
                         for t in range(write_start[v], write_start[v + 1]):
@@ -523,7 +523,7 @@ def _search(  # type: ignore[no-untyped-def]
                                 w = consumers[e]
                                 if waits[w] == 0:
                                     q = position[w]
-                                    candidates[q // 64] &= ~(one << np.uint64(q % 64))
+                                    candidates[q >> 6] &= ~(one << np.uint64(q & 63))
                                 waits[w] += 1
                         for r in range(read_start[v], read_start[v + 1]):
                             t = read_tensor[r]
@@ -537,7 +537,7 @@ def _search(  # type: ignore[no-untyped-def]
                             state[w] = 0
                             for r in range(read_start[w], read_start[w + 1]):
                                 read_later[read_tensor[r]] -= 1
-                    candidates[p // 64] |= bit
+                    candidates[p >> 6] |= bit
                     old = saved[depth]
                     moved_in, out_now, out_least = old[0], old[1], old[2]
                     sent_now, sent_least = old[3], old[4]
@@ -556,10 +556,10 @@ def _search(  # type: ignore[no-untyped-def]
                 old[0], old[1], old[2] = moved_in, out_now, out_least
                 old[3], old[4] = sent_now, sent_least
                 old[5], old[6], old[7], old[8] = taken_a, taken_b, left_a, left_b
-                candidates[p // 64] &= ~(one << np.uint64(p % 64))
+                candidates[p >> 6] &= ~(one << np.uint64(p & 63))
                 trail_mark[depth] = n_trail
                 if taking[depth]:
-                    key[p // 64] |= one << np.uint64(p % 64)
+                    key[p >> 6] |= one << np.uint64(p & 63)
                     state[v] = 1
                     n_taken += 1
                     taken_a += a[v]
@@ -588,7 +588,7 @@ def _search(  # type: ignore[no-untyped-def]
                             waits[w] -= 1
                             if waits[w] == 0 and state[w] == 0:
                                 q = position[w]
-                                candidates[q // 64] |= one << np.uint64(q % 64)
+                                candidates[q >> 6] |= one << np.uint64(q & 63)
                 else:
                     state[v] = 2
                     trail[n_trail] = v
@@ -631,14 +631,14 @@ def _search(  # type: ignore[no-untyped-def]
     return FOUND, _stages(best_from, best_key, keys, came_from, position), steps
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _grown(keys):  # type: ignore[no-untyped-def]
     grown = np.zeros((2 * len(keys), keys.shape[1]), np.uint64)
     grown[: len(keys)] = keys
     return grown
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _stages(base, key, keys, came_from, position):  # type: ignore[no-untyped-def]
     """The stages of the chain of down-sets that ends with `key` after the state `base`."""
     n = len(position)
@@ -651,7 +651,7 @@ def _stages(base, key, keys, came_from, position):  # type: ignore[no-untyped-de
     while True:
         for v in range(n):
             p = position[v]
-            if key[p // 64] >> np.uint64(p % 64) & np.uint64(1):
+            if key[p >> 6] >> np.uint64(p & 63) & np.uint64(1):
                 stage[v] = n_before
         if base < 0 or n_before == 0:
             return stage

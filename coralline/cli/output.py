@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from coralline.files import write_text
 
 if TYPE_CHECKING:
+    from coralline.staging.deployment import Choice
     from coralline.staging.problem import Plan
 
 
@@ -68,3 +69,38 @@ def print_plan(plan: Plan, saved: Path | None) -> None:
         console.print(published_error(plan.device).label)
     if saved is not None:
         console.print(f"written to {saved}")
+
+
+def choice_json(choice: Choice) -> dict[str, Any]:
+    """The best plan, with how often to run it, why, and the other options."""
+    return {
+        **choice.best.plan.to_json(),
+        "replicas": choice.best.replicas,
+        "reason": choice.reason,
+        "options": [option.to_json() for option in choice.options],
+    }
+
+
+def print_choice(choice: Choice) -> None:
+    """The numbers of stages that were compared, and why one is best."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from coralline.devices.model import MIB
+
+    simulated = " (simulated)" if choice.best.plan.simulated else ""
+    table = Table(title=f"Ways to use the accelerators{simulated}", title_justify="left")
+    for column in ("stages", "replicas", "throughput\n1/s", "latency\nms", "streamed\nMiB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for option in choice.options:
+        table.add_row(
+            str(option.plan.n_stages),
+            str(option.replicas),
+            f"{option.throughput_fps:.1f}",
+            f"{option.latency_ms:.2f}",
+            f"{option.streamed_bytes / MIB:.2f}",
+            style="bold" if option is choice.best else None,
+        )
+    console = Console()
+    console.print(table)
+    console.print(choice.reason + "\n")

@@ -109,3 +109,24 @@ def test_every_planner_is_reachable(coralline: Run) -> None:
     for planner in sorted(set(planner_names()) - {"policy"}):
         code, out, _ = coralline("schedule", RESNET50, "-k", "2", "-p", planner, "--json")
         assert (code, json.loads(out)["planner"]) == (0, planner)
+
+
+def test_auto_chooses_stages_and_copies_and_says_why(coralline: Run) -> None:
+    words = ("schedule", RESNET50, "--stages", "auto", "--planner", "topo-dp")
+    code, out, _ = coralline(*words, "--accelerators", "3", "--json")
+    chosen = json.loads(out)
+    assert code == 0
+    assert [option["stages"] for option in chosen["options"]] == [1, 2, 3]
+    assert chosen["n_stages"] * chosen["replicas"] <= 3
+    assert f"{chosen['replicas']} x {chosen['n_stages']} stage" in chosen["reason"]
+    code, out, _ = coralline(*words, "--accelerators", "3")
+    assert code == 0 and chosen["reason"].split(";")[0] in " ".join(out.split())
+
+
+@pytest.mark.parametrize("words", [("auto",), ("4", "--accelerators", "3"), ("four",)])
+def test_stages_are_a_number_or_auto_with_accelerators(
+    coralline: Run, words: tuple[str, ...]
+) -> None:
+    code, out, err = coralline("schedule", RESNET50, "--stages", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("coralline: --stages")

@@ -32,7 +32,7 @@ class LabelOptions:
     device: str = "edgetpu-usb"
     objective: Objective = "bottleneck"
     children_together: bool = False
-    planner: str = "exact-cpsat"
+    planner: str = "exact"
 
 
 def solve_labels(

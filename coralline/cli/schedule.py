@@ -32,7 +32,7 @@ def schedule(
     objective: str = typer.Option(
         "bottleneck", "--objective", help="bottleneck, peak-memory or latency."
     ),
-    planner: str = typer.Option("exact-cpsat", "--planner", "-p", help="Name of the planner."),
+    planner: str = typer.Option("auto", "--planner", "-p", help="Name of the planner."),
     children_together: bool = typer.Option(
         False, "--children-together", help="Keep all readers of an operator in one stage."
     ),

@@ -28,31 +28,26 @@ from __future__ import annotations
 
 from functools import cache
 from time import perf_counter
-from typing import Any
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from coralline.devices.model import load_device
-from coralline.graph.compute_graph import ComputeGraph
-from coralline.staging.problem import (
-    Effort,
-    Proposal,
-    StagingProblem,
-    evaluate,
-    lower_bound,
-)
+from coralline.devices.model import MIB, load_device
+from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
+from coralline.staging.problem import StagingProblem, evaluate, lower_bound
 from coralline.staging.split import (
-    LATENCY,
-    PEAK,
     compile_split,
     search_orders,
     split_arguments,
     split_order,
 )
 
-REFUSED, FOUND, GAVE_UP = 0, 1, 2
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+REFUSED, FOUND, GAVE_UP, FULL = 0, 1, 2, 3
 
 _MARGIN = 1e-7
 """A plan must be better by this share to be searched for."""
@@ -60,75 +55,268 @@ _MARGIN = 1e-7
 _ROUNDING = 1e-9
 """Of a refused target, what floating-point sums may err; they err much less."""
 
-_FIRST_STEPS = 50_000
-"""Operators taken or left in the first search: about 5 ms."""
+_FIRST_STEPS = 20_000
+"""Operators taken or left in the first search: about 2 ms."""
+
+_STEPS_PER_SECOND = 1e7
+"""A guess for the first search under a time limit."""
+
+_FIRST_STATES = 2**12
 
 _STATE_BYTES = 2**29
 """Bound on the memory of the down-sets held."""
 
 
-def solve(problem: StagingProblem, effort: Effort) -> Proposal:
-    """The optimum, or the best plan and bound when time is up."""
-    deadline = perf_counter() + effort.time_limit_s
-    arguments = split_arguments(problem)
-    n = problem.graph.n_nodes
-    order = search_orders(arguments, problem.graph.topological_order, 0, effort.seed)
-    stage = split_order(problem, order)
-    value = evaluate(problem, stage).value
-    bound = lower_bound(problem)
-    whole = problem.objective == "peak-memory"
-    max_states = _STATE_BYTES // (8 * (n // 64 + 1) + 32)
-    relaxed = problem.objective != "latency"
-    steps, share, round_ = _FIRST_STEPS, 1.0, 0
-    rate = 5e6
-    while perf_counter() < deadline and value > bound and not _closed(value, bound):
-        highest = value if whole else value * (1 - _MARGIN)
-        target = bound + (highest - bound) * share
-        if whole:
-            target = float(np.ceil(target))
-        started = perf_counter()
-        allowed = int(min(steps, max((deadline - started) * rate, 1000)))
-        outcome, found, used = _search(
-            np.array(order), target, relaxed, allowed, max_states, *arguments
-        )
-        rate = max(used / (perf_counter() - started), 1e5) if used > 10_000 else rate
-        if outcome == REFUSED:
-            bound = max(bound, target if whole else target * (1 - _ROUNDING))
-            share = 1.0
-            continue
-        if outcome == FOUND:
-            start = order_of(problem, found)
-            improved = split_order(problem, start)
-            improved_value = evaluate(problem, improved).value
-            if improved_value < target:
-                order, stage, value = start, improved, improved_value
-            elif relaxed:
-                relaxed = False
-            share = 1.0
-            continue
-        # Too long: better orders first, then lower targets, then more steps.
-        round_ += 1
-        tries = int(max(min(steps // n, (deadline - perf_counter()) * rate / (20 * n)), 0))
-        start = search_orders(arguments, order, tries, effort.seed + round_)
-        candidate = split_order(problem, start)
-        candidate_value = evaluate(problem, candidate).value
-        if candidate_value < value:
-            share = 1.0
-        else:
-            share /= 2
-            if share < 1 / 16:
-                share = 1.0
-                steps *= 4
-        if candidate_value <= value:
-            order, stage, value = start, candidate, candidate_value
-    return Proposal(stage, min(bound, value))
+class Costs(NamedTuple):
+    """A problem as the search reads it; V operators, T tensors, C readings.
+
+    A stage costs overhead + tensors in + tensors out + max(sum of a, sum of b - free).
+
+    Attributes:
+        free: What the parameters in one cache would cost to stream.
+        a, b: float64 (V,): work without and with streaming of all parameters; fetching the
+            model's outputs is work of their producers.
+        send, fetch: float64 (T,).
+        write_start: int64 (V + 1,): the first tensor of each operator.
+        read_start, read_tensor: int64 (V + 1,), (C,): the tensors each operator reads.
+        above_a, above_b, below_a, below_b: float64 (V,): `a` and `b` over each operator and
+            all its ancestors, or descendants.
+    """
+
+    n_stages: int
+    latency: bool
+    overhead: float
+    free: float
+    a: Floats
+    b: Floats
+    send: Floats
+    fetch: Floats
+    producer: Ints
+    consumer_start: Ints
+    consumers: Ints
+    write_start: Ints
+    read_start: Ints
+    read_tensor: Ints
+    above_a: Floats
+    above_b: Floats
+    below_a: Floats
+    below_b: Floats
 
 
-def _closed(value: float, bound: float) -> bool:
-    return value * (1 - 2 * _MARGIN) <= bound
+class Space(NamedTuple):
+    """Arrays the search works in; S down-sets of W words, V operators, T tensors.
+
+    Attributes:
+        keys: uint64 (S, W): the down-sets held, as bits by position in the order.
+        came_from: int64 (S,): the down-set one stage before.
+        cost: float64 (S,): of all stages up to it.
+        slots: int64 (4 S,): hash table of the down-sets after the present stage.
+        key, candidates: uint64 (W,): the present down-set, and the ready operators.
+        state: int8 (V,): 0 undecided, 1 taken, 2 left behind.
+        waits: int64 (V,): tensors read whose producer is not taken.
+        unread: int64 (T,): readers not taken.
+        here: bool (T,): written in the present stage.
+        read_here, read_later: int64 (T,): readers taken in this stage, and left behind.
+        stack, taking, saved, mark: What to undo.
+        trail: int64 (V,): operators left behind, each followed by its descendants.
+        forced, is_forced: (V,): operators that every branch takes.
+        stage: int64 (V,): the plan found.
+    """
+
+    keys: NDArray[np.uint64]
+    came_from: Ints
+    cost: Floats
+    slots: Ints
+    key: NDArray[np.uint64]
+    candidates: NDArray[np.uint64]
+    state: NDArray[np.int8]
+    waits: Ints
+    unread: Ints
+    here: NDArray[np.bool_]
+    read_here: Ints
+    read_later: Ints
+    stack: Ints
+    taking: NDArray[np.bool_]
+    saved: Floats
+    mark: Ints
+    trail: Ints
+    forced: Ints
+    is_forced: NDArray[np.bool_]
+    position: Ints
+    stage: Ints
 
 
-def order_of(problem: StagingProblem, stage: NDArray[np.int64]) -> NDArray[np.int64]:
+def costs_of(problem: StagingProblem) -> Costs:
+    """The problem as the search reads it."""
+    graph, device = problem.graph, problem.device
+    params = graph.param_bytes.astype(float)
+    send = graph.tensor_bytes / MIB * device.in_ms_per_mib
+    fetch = graph.tensor_bytes / MIB * device.out_ms_per_mib
+    overhead, stream = float(device.stage_overhead_ms), device.stream_ms_per_mib / MIB
+    given = graph.tensor_is_output & (graph.tensor_producer != MODEL_INPUT)
+    n, producer = graph.n_nodes, np.array(graph.tensor_producer)
+    a = problem.node_ms + np.bincount(producer[given], weights=fetch[given], minlength=n)
+    fetch[given] = 0.0
+    b, free = a + stream * params, stream * device.parameter_cache_bytes
+    if problem.objective == "peak-memory":
+        a, b, overhead, free = params, np.zeros(n), 0.0, 0.0
+        send, fetch = np.zeros(len(send)), np.zeros(len(fetch))
+    consumer_start, consumers = np.array(graph.consumer_start), np.array(graph.consumers)
+    write_start = np.searchsorted(producer, np.arange(n + 1))
+    by_reader = np.argsort(consumers, kind="stable")
+    read_start = np.searchsorted(consumers[by_reader], np.arange(n + 1))
+    read_tensor = graph.consumer_tensor[by_reader]
+    order = np.array(graph.topological_order)
+    above = _closure(order, read_start, producer[read_tensor], a, b)
+    below = _closure(order[::-1].copy(), consumer_start[write_start], consumers, a, b)
+    return Costs(
+        n_stages=problem.n_stages,
+        latency=problem.objective == "latency",
+        overhead=overhead,
+        free=free,
+        a=a,
+        b=b,
+        send=send,
+        fetch=fetch,
+        producer=producer,
+        consumer_start=consumer_start,
+        consumers=consumers,
+        write_start=write_start,
+        read_start=read_start,
+        read_tensor=read_tensor,
+        above_a=above[0],
+        above_b=above[1],
+        below_a=below[0],
+        below_b=below[1],
+    )
+
+
+def space_for(n: int, n_tensors: int, max_states: int) -> Space:
+    """Space for that many operators, tensors and down-sets; a power of 2 of the last."""
+    words = (n + 63) // 64
+    return Space(
+        keys=np.empty((max_states, words), np.uint64),
+        came_from=np.empty(max_states, np.int64),
+        cost=np.empty(max_states),
+        slots=np.empty(4 * max_states, np.int64),
+        key=np.empty(words, np.uint64),
+        candidates=np.empty(words, np.uint64),
+        state=np.empty(n, np.int8),
+        waits=np.empty(n, np.int64),
+        unread=np.empty(n_tensors, np.int64),
+        here=np.empty(n_tensors, np.bool_),
+        read_here=np.empty(n_tensors, np.int64),
+        read_later=np.empty(n_tensors, np.int64),
+        stack=np.empty(n + 1, np.int64),
+        taking=np.empty(n + 1, np.bool_),
+        saved=np.empty((n + 1, 9)),
+        mark=np.empty(n + 1, np.int64),
+        trail=np.empty(n, np.int64),
+        forced=np.empty(n, np.int64),
+        is_forced=np.empty(n, np.bool_),
+        position=np.empty(n, np.int64),
+        stage=np.empty(n, np.int64),
+    )
+
+
+class Search:
+    """Exact search on one problem, which can be stopped and taken up again.
+
+    Attributes:
+        stage: The best plan so far, int64 (V,).
+        value: Its objective.
+        bound: Proven.
+    """
+
+    def __init__(self, problem: StagingProblem, seed: int = 0) -> None:
+        self._problem, self._seed = problem, seed
+        self._arguments = split_arguments(problem)
+        self._whole = problem.objective == "peak-memory"
+        # A stage more always costs latency: with empty stages it would be another problem.
+        self._relaxed = problem.objective != "latency"
+        self._steps, self._share = _FIRST_STEPS, 1.0
+        self._rate = _STEPS_PER_SECOND
+        self._costs: Costs | None = None
+        self._space: Space
+        self.bound = lower_bound(problem)
+        self.value = np.inf
+        start = perf_counter()
+        self.offer(search_orders(self._arguments, problem.graph.topological_order, 0, seed))
+        self._seconds_per_order = (perf_counter() - start) / 4
+
+    @property
+    def proven(self) -> bool:
+        """Whether the plan is proven optimal."""
+        return self.value * (1 - 2 * _MARGIN) <= self.bound
+
+    def offer(self, order: Ints) -> bool:
+        """Split a topological order, int64 (V,); whether that is better than the best plan."""
+        stage = split_order(self._problem, order)
+        value = evaluate(self._problem, stage).value
+        better = value < self.value
+        if value <= self.value:
+            self._order, self.stage, self.value = order, stage, value
+        return better
+
+    def improve(self, steps: int) -> bool:
+        """Try `steps` orders near the best plan's; whether one of them gave a better plan."""
+        self._seed += 1
+        return self.offer(search_orders(self._arguments, self._order, steps, self._seed))
+
+    def run(self, deadline: float) -> None:
+        """Search until the plan is proven or the deadline, in seconds of `perf_counter`."""
+        while not self.proven and (left := deadline - perf_counter()) > 0:
+            highest = self.value * (1.0 if self._whole else 1 - _MARGIN)
+            target = self.bound + (highest - self.bound) * self._share
+            if self._whole:
+                target = float(np.ceil(target))
+            outcome = self._decide(target, int(min(self._steps, left * self._rate)))
+            if outcome == REFUSED:
+                self.bound = max(self.bound, target * (1.0 if self._whole else 1 - _ROUNDING))
+                self._share = 1.0
+            elif outcome == FOUND:
+                if not self.offer(order_of(self._problem, self._space.stage)):
+                    if not self._relaxed:
+                        return
+                    # The plan has empty stages, and cut into K runs it is no better.
+                    self._relaxed = False
+                self._share = 1.0
+            else:
+                # Better orders first, then lower targets, then more steps.
+                n = self._problem.graph.n_nodes
+                most = max(deadline - perf_counter(), 0.0) / self._seconds_per_order
+                if self.improve(int(min(self._steps // (4 * n) + 1, most))):
+                    self._share = 1.0
+                else:
+                    self._share /= 2
+                if self._share < 0.1:
+                    self._share = 1.0
+                    self._steps *= 4
+
+    def _decide(self, target: float, steps: int) -> int:
+        if self._costs is None:
+            self._costs = costs_of(self._problem)
+            self._space = self._space_for(_FIRST_STATES)
+        while True:
+            start = perf_counter()
+            order = np.array(self._order)
+            outcome, used = _search(
+                self._costs, self._space, order, target, self._relaxed, max(steps, 1)
+            )
+            if used > _FIRST_STEPS / 2:
+                self._rate = used / (perf_counter() - start)
+            states = 8 * len(self._space.keys)
+            row_bytes = self._space.keys.shape[1] * 8 + 48
+            if outcome != FULL or states * row_bytes > _STATE_BYTES:
+                return outcome
+            self._space = self._space_for(states)
+
+    def _space_for(self, max_states: int) -> Space:
+        graph = self._problem.graph
+        return space_for(graph.n_nodes, graph.n_tensors, max_states)
+
+
+def order_of(problem: StagingProblem, stage: Ints) -> Ints:
     """A topological order, int64 (V,), with the stages one after the other."""
     rank = np.empty(len(stage), np.int64)
     rank[problem.graph.topological_order] = np.arange(len(stage))
@@ -143,8 +331,7 @@ def compile_search() -> None:
         "one", param_bytes=[0], tensor_bytes=[0], tensor_producer=[0], consumers=[[]]
     )
     problem = StagingProblem(graph, 1, load_device("edgetpu-usb"))
-    order = np.array(graph.topological_order)
-    _search(order, 1.0, True, 1, 1, *split_arguments(problem))
+    _search(costs_of(problem), space_for(1, 1, 1), np.zeros(1, np.int64), 1.0, True, 1)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -183,122 +370,69 @@ def _closure(sequence, start, neighbours, a, b):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _search(  # type: ignore[no-untyped-def]
-    order,
-    target,
-    relaxed,
-    max_steps,
-    max_states,
-    n_stages,
-    mode,
-    node_ms,
-    param_bytes,
-    producer,
-    consumer_start,
-    consumers,
-    is_output,
-    in_ms,
-    out_ms,
-    overhead_ms,
-    cache_bytes,
-    stream_ms,
-):
+def _search(c, space, order, target, relaxed, max_steps):  # type: ignore[no-untyped-def]
     """Decide whether a plan has a value below `target`; for latency find the best such plan.
 
-    Returns:
-        REFUSED, FOUND or GAVE_UP; int64 (V,) stages, if found; steps taken.
-    """
-    n, n_tensors = len(order), len(producer)
-    latency = mode == LATENCY
-    # A stage costs overhead + in + out + max(sum a, sum b - c).
-    if mode == PEAK:
-        a, b, c = param_bytes * 1.0, np.zeros(n), 0.0
-        send, fetch, overhead = np.zeros(n_tensors), np.zeros(n_tensors), 0.0
-    else:
-        a, c = node_ms.copy(), stream_ms * cache_bytes
-        send, fetch, overhead = in_ms.copy(), out_ms.copy(), overhead_ms
-        for t in range(n_tensors):
-            # What the caller of the model gets is always fetched: it counts as work.
-            if is_output[t]:
-                if producer[t] >= 0:
-                    a[producer[t]] += fetch[t]
-                fetch[t] = 0.0
-        b = a + stream_ms * param_bytes
-    all_a, all_b = a.sum(), b.sum()
+    Args:
+        c: Costs.
+        space: Space to work in; its `stage` is the plan, if one is found.
 
-    write_start = np.zeros(n + 1, np.int64)
-    read_start = np.zeros(n + 1, np.int64)
-    for t in range(n_tensors):
-        write_start[producer[t] + 1] = t + 1
-        for e in range(consumer_start[t], consumer_start[t + 1]):
-            read_start[consumers[e] + 1] += 1
-    for v in range(n):
-        read_start[v + 1] += read_start[v]
-    fill = read_start[:-1].copy()
-    read_tensor = np.empty(len(consumers), np.int64)
-    parents = np.empty(len(consumers), np.int64)
-    for t in range(n_tensors):
-        for e in range(consumer_start[t], consumer_start[t + 1]):
-            slot = fill[consumers[e]]
-            read_tensor[slot] = t
-            parents[slot] = producer[t]
-            fill[consumers[e]] += 1
-    child_start = np.empty(n + 1, np.int64)
-    for v in range(n + 1):
-        child_start[v] = consumer_start[write_start[v]]
-    position = np.empty(n, np.int64)
+    Returns:
+        REFUSED, FOUND, GAVE_UP or FULL; steps taken.
+    """
+    n_stages, latency, overhead, free = c.n_stages, c.latency, c.overhead, c.free
+    a, b, send, fetch = c.a, c.b, c.send, c.fetch
+    producer, consumer_start, consumers = c.producer, c.consumer_start, c.consumers
+    write_start, read_start, read_tensor = c.write_start, c.read_start, c.read_tensor
+    above_a, above_b, below_a, below_b = c.above_a, c.above_b, c.below_a, c.below_b
+    keys, came_from, cost_so_far, slots = space.keys, space.came_from, space.cost, space.slots
+    n, n_tensors, words = len(order), len(producer), keys.shape[1]
+    one = np.uint64(1)
+    position = space.position
     for p in range(n):
         position[order[p]] = p
-    if not latency:
-        above_a, above_b = _closure(order, read_start, parents, a, b)
-        below_a, below_b = _closure(order[::-1].copy(), child_start, consumers.copy(), a, b)
-    else:
-        above_a, above_b, below_a, below_b = a, b, a, b
-
-    # The down-sets held, as bits by position, and a hash table of those of the next stage.
-    words = n // 64 + 1
-    one = np.uint64(1)
-    capacity = 64
-    keys = np.zeros((capacity, words), np.uint64)
-    came_from = np.full(capacity, -1, np.int64)
-    cost_so_far = np.zeros(capacity)
+    for w in range(words):
+        keys[0, w] = 0
+    came_from[0] = -1
+    cost_so_far[0] = 0.0
     n_states, first, last = 1, 0, 1
-    slots = np.full(4 * capacity, -1, np.int64)
-    best_from = -1
-    best_key = np.zeros(words, np.uint64)
-
-    state = np.zeros(n, np.int8)  # 0 undecided, 1 taken, 2 left behind
-    waits = np.zeros(n, np.int64)
-    unread = np.zeros(n_tensors, np.int64)  # readers not taken
-    here = np.zeros(n_tensors, np.bool_)  # written in this stage
-    read_here = np.zeros(n_tensors, np.int64)
-    read_later = np.zeros(n_tensors, np.int64)  # readers left behind
-    candidates = np.zeros(words, np.uint64)
-    stack = np.empty(n + 1, np.int64)
-    taking = np.empty(n + 1, np.bool_)
-    trail = np.empty(n, np.int64)
-    forced = np.empty(n, np.int64)
-    is_forced = np.zeros(n, np.bool_)
-    trail_mark = np.empty(n + 2, np.int64)
-    saved = np.empty((n + 2, 10))
+    found = False
+    key, candidates = space.key, space.candidates
+    state, waits = space.state, space.waits
+    unread, here, read_here, read_later = (
+        space.unread,
+        space.here,
+        space.read_here,
+        space.read_later,
+    )
+    stack, taking, saved = space.stack, space.taking, space.saved
+    trail, trail_mark, forced, is_forced = space.trail, space.mark, space.forced, space.is_forced
     steps = 0
 
     for s in range(n_stages - 1):
         later = n_stages - 1 - s
+        for i in range(len(slots)):
+            slots[i] = -1
         for base in range(first, last):
-            # From the down-set of this state.
-            key = keys[base].copy()
+            for w in range(words):
+                key[w] = keys[base, w]
+                candidates[w] = 0
             so_far = cost_so_far[base]
-            base_a = base_b = 0.0
+            base_a = base_b = rest_a = rest_b = 0.0
             n_taken = 0
             for v in range(n):
                 p = position[v]
                 waits[v] = 0
-                state[v] = np.int8(key[p >> 6] >> np.uint64(p & 63) & one)
-                if state[v]:
+                is_forced[v] = False
+                state[v] = 0
+                if key[p >> 6] >> np.uint64(p & 63) & one:
+                    state[v] = 1
                     base_a += a[v]
                     base_b += b[v]
                     n_taken += 1
+                else:
+                    rest_a += a[v]
+                    rest_b += b[v]
             n_base = n_taken
             # Sums over what is decided: in, out; sent later and fetched from here at least
             # once because of operators left behind; the same if the stage ended now.
@@ -316,35 +450,34 @@ def _search(  # type: ignore[no-untyped-def]
                             waits[w] += 1
                 if home and unread[t] > 0:
                     sent_now += send[t]
-            rest_a, rest_b = all_a - base_a, all_b - base_b
             if latency:
                 stage_limit = later_limit = np.inf
                 both_limit = target - so_far
             else:
                 stage_limit, later_limit = target, later * target
                 both_limit = (later + 1) * target
-            candidates[:] = 0
             n_trail = 0
             depth = 0
             # First the operators that no branch can take or leave.
             feasible = True
             n_forced = 0
-            is_forced[:] = False
             for p in range(n):
                 v = order[p]
                 if state[v] == 1:
                     continue
                 if not latency:
-                    must = later * overhead + max(below_a[v], below_b[v] - later * c) >= later_limit
-                    alone = max(above_a[v] - base_a, above_b[v] - base_b - c)
-                    ever = max(above_a[v], above_b[v] - (s + 1) * c) + (s + 1) * overhead
+                    must = (
+                        later * overhead + max(below_a[v], below_b[v] - later * free) >= later_limit
+                    )
+                    alone = max(above_a[v] - base_a, above_b[v] - base_b - free)
+                    ever = max(above_a[v], above_b[v] - (s + 1) * free) + (s + 1) * overhead
                     cannot = overhead + alone >= target or ever >= (s + 1) * target
                     if must and cannot:
                         feasible = False
                         break
                     for e in range(read_start[v], read_start[v + 1]):
                         # Only rounding can part an operator from its ancestors here.
-                        u = parents[e]
+                        u = producer[read_tensor[e]]
                         must = must and (u < 0 or state[u] == 1 or is_forced[u])
                     is_forced[v] = must
                     if must:
@@ -357,9 +490,7 @@ def _search(  # type: ignore[no-untyped-def]
                         for r in range(read_start[v], read_start[v + 1]):
                             t = read_tensor[r]
                             read_later[t] += 1
-                            if read_later[t] == 1 and (
-                                producer[t] < 0 or state[producer[t]] == 1
-                            ):
+                            if read_later[t] == 1 and (producer[t] < 0 or state[producer[t]] == 1):
                                 sent_least += send[t]
                 if waits[v] == 0 and state[v] == 0:
                     candidates[p >> 6] |= one << np.uint64(p & 63)
@@ -391,16 +522,14 @@ def _search(  # type: ignore[no-untyped-def]
                         taking[depth] = True
                     else:
                         # Everything is decided: the next down-set.
-                        stage_cost = (
-                            overhead + moved_in + out_now + max(taken_a, taken_b - c)
-                        )
+                        stage_cost = overhead + moved_in + out_now + max(taken_a, taken_b - free)
                         left = n - n_taken
                         rest_cost = 0.0
                         if left > 0:
                             rest_cost = (
                                 later * overhead
                                 + sent_now
-                                + max(rest_a - taken_a, rest_b - taken_b - later * c)
+                                + max(rest_a - taken_a, rest_b - taken_b - later * free)
                             )
                         keep = (
                             n_taken > n_base
@@ -411,14 +540,10 @@ def _search(  # type: ignore[no-untyped-def]
                         )
                         if keep and (later == 1 or left == 0):
                             # What is left is the last stage, and its cost exact.
-                            best_from = base
-                            best_key[:] = key
+                            found = True
+                            _write_stages(space, base)
                             if not latency:
-                                return (
-                                    FOUND,
-                                    _stages(best_from, best_key, keys, came_from, position),
-                                    steps,
-                                )
+                                return FOUND, steps
                             target = so_far + stage_cost + rest_cost
                             both_limit = target - so_far
                             keep = False
@@ -449,7 +574,7 @@ def _search(  # type: ignore[no-untyped-def]
                                     + more_in
                                     + out_now
                                     - less_out
-                                    + max(taken_a + a[x], taken_b + b[x] - c)
+                                    + max(taken_a + a[x], taken_b + b[x] - free)
                                 )
                                 if gain >= 0 and longer < stage_limit:
                                     keep = False
@@ -462,47 +587,28 @@ def _search(  # type: ignore[no-untyped-def]
                                 h ^= h >> np.uint64(29)
                             mask = np.uint64(len(slots) - 1)
                             slot = h & mask
-                            while True:
-                                i = slots[slot]
-                                if i < 0:
-                                    break
+                            i = slots[slot]
+                            while i >= 0:
                                 same = True
                                 for w in range(words):
-                                    if keys[i, w] != key[w]:
-                                        same = False
-                                        break
+                                    same = same and keys[i, w] == key[w]
                                 if same:
                                     break
                                 slot = (slot + one) & mask
-                            if i >= 0:
-                                if latency and value < cost_so_far[i]:
-                                    cost_so_far[i] = value
-                                    came_from[i] = base
-                            else:
-                                if n_states == capacity:
-                                    if 2 * capacity > max_states:
-                                        return GAVE_UP, state[:0].astype(np.int64), steps
-                                    keys = _grown(keys)
-                                    came_from = np.append(came_from, came_from)
-                                    cost_so_far = np.append(cost_so_far, cost_so_far)
-                                    capacity *= 2
-                                keys[n_states] = key
-                                came_from[n_states] = base
-                                cost_so_far[n_states] = value
-                                slots[slot] = n_states
+                                i = slots[slot]
+                            if i < 0:
+                                i = n_states
+                                if i == len(keys):
+                                    return FULL, steps
                                 n_states += 1
-                                if 2 * (n_states - last) > len(slots):
-                                    slots = np.full(2 * len(slots), -1, np.int64)
-                                    mask = np.uint64(len(slots) - 1)
-                                    for i in range(last, n_states):
-                                        h = np.uint64(1469598103934665603)
-                                        for w in range(words):
-                                            h = (h ^ keys[i, w]) * np.uint64(0x9E3779B97F4A7C15)
-                                            h ^= h >> np.uint64(29)
-                                        slot = h & mask
-                                        while slots[slot] >= 0:
-                                            slot = (slot + one) & mask
-                                        slots[slot] = i
+                                slots[slot] = i
+                                for w in range(words):
+                                    keys[i, w] = key[w]
+                                came_from[i] = base
+                                cost_so_far[i] = value
+                            elif latency and value < cost_so_far[i]:
+                                cost_so_far[i] = value
+                                came_from[i] = base
                         descend = False
                         continue
                 else:
@@ -538,10 +644,11 @@ def _search(  # type: ignore[no-untyped-def]
                             for r in range(read_start[w], read_start[w + 1]):
                                 read_later[read_tensor[r]] -= 1
                     candidates[p >> 6] |= bit
-                    old = saved[depth]
-                    moved_in, out_now, out_least = old[0], old[1], old[2]
-                    sent_now, sent_least = old[3], old[4]
-                    taken_a, taken_b, left_a, left_b = old[5], old[6], old[7], old[8]
+                    moved_in, out_now = saved[depth, 0], saved[depth, 1]
+                    out_least, sent_now = saved[depth, 2], saved[depth, 3]
+                    sent_least, taken_a = saved[depth, 4], saved[depth, 5]
+                    taken_b, left_a = saved[depth, 6], saved[depth, 7]
+                    left_b = saved[depth, 8]
                     if depth < n_forced or not taking[depth]:
                         continue
                     taking[depth] = False
@@ -549,13 +656,14 @@ def _search(  # type: ignore[no-untyped-def]
                 # Decide: take or leave stack[depth].
                 steps += 1
                 if steps > max_steps:
-                    return GAVE_UP, state[:0].astype(np.int64), steps
+                    return GAVE_UP, steps
                 v = stack[depth]
                 p = position[v]
-                old = saved[depth]
-                old[0], old[1], old[2] = moved_in, out_now, out_least
-                old[3], old[4] = sent_now, sent_least
-                old[5], old[6], old[7], old[8] = taken_a, taken_b, left_a, left_b
+                saved[depth, 0], saved[depth, 1] = moved_in, out_now
+                saved[depth, 2], saved[depth, 3] = out_least, sent_now
+                saved[depth, 4], saved[depth, 5] = sent_least, taken_a
+                saved[depth, 6], saved[depth, 7] = taken_b, left_a
+                saved[depth, 8] = left_b
                 candidates[p >> 6] &= ~(one << np.uint64(p & 63))
                 trail_mark[depth] = n_trail
                 if taking[depth]:
@@ -608,53 +716,46 @@ def _search(  # type: ignore[no-untyped-def]
                                     sent_least += send[t]
                                 elif producer[t] < 0 or state[producer[t]] == 1:
                                     sent_least += send[t]
-                        for e in range(child_start[w], child_start[w + 1]):
+                        for e in range(
+                            consumer_start[write_start[w]], consumer_start[write_start[w + 1]]
+                        ):
                             if state[consumers[e]] == 0:
                                 state[consumers[e]] = 2
                                 trail[n_trail] = consumers[e]
                                 n_trail += 1
                 depth += 1
-                floor = overhead + moved_in + out_least + max(taken_a, taken_b - c)
-                rest = later * overhead + sent_least + max(left_a, left_b - later * c)
+                floor = overhead + moved_in + out_least + max(taken_a, taken_b - free)
+                rest = later * overhead + sent_least + max(left_a, left_b - later * free)
                 both = (
                     (later + 1) * overhead
                     + moved_in
                     + out_least
                     + sent_least
-                    + max(rest_a, rest_b - (later + 1) * c)
+                    + max(rest_a, rest_b - (later + 1) * free)
                 )
                 descend = floor < stage_limit and rest < later_limit and both < both_limit
         first, last = last, n_states
-        slots[:] = -1
-    if best_from < 0:
-        return REFUSED, state[:0].astype(np.int64), steps
-    return FOUND, _stages(best_from, best_key, keys, came_from, position), steps
+    return FOUND if found else REFUSED, steps
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _grown(keys):  # type: ignore[no-untyped-def]
-    grown = np.zeros((2 * len(keys), keys.shape[1]), np.uint64)
-    grown[: len(keys)] = keys
-    return grown
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _stages(base, key, keys, came_from, position):  # type: ignore[no-untyped-def]
-    """The stages of the chain of down-sets that ends with `key` after the state `base`."""
-    n = len(position)
-    n_before = 0
+def _write_stages(space, base):  # type: ignore[no-untyped-def]
+    """The plan that ends with the down-set `space.key`, reached from the state `base`."""
+    stage, position, one = space.stage, space.position, np.uint64(1)
+    last = 1
     at = base
     while at > 0:
-        n_before += 1
-        at = came_from[at]
-    stage = np.full(n, n_before + 1, np.int64)
-    while True:
-        for v in range(n):
+        last += 1
+        at = space.came_from[at]
+    for v in range(len(stage)):
+        stage[v] = last
+        p = position[v]
+        if space.key[p >> 6] >> np.uint64(p & 63) & one:
+            stage[v] = last - 1
+    while base > 0:
+        last -= 1
+        for v in range(len(stage)):
             p = position[v]
-            if key[p >> 6] >> np.uint64(p & 63) & np.uint64(1):
-                stage[v] = n_before
-        if base < 0 or n_before == 0:
-            return stage
-        key = keys[base]
-        base = came_from[base]
-        n_before -= 1
+            if space.keys[base, p >> 6] >> np.uint64(p & 63) & one:
+                stage[v] = last - 1
+        base = space.came_from[base]

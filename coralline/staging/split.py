@@ -55,7 +55,7 @@ def search_orders(
         arguments: `split_arguments` of the problem.
         steps: Orders to try.
     """
-    return _search_orders(np.array(order, np.int64), steps, seed, *arguments)  # type: ignore[no-any-return]
+    return _search_orders(np.array(order, np.int64), steps, seed, *arguments)
 
 
 @cache

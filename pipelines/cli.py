@@ -13,7 +13,11 @@ from coralline.errors import UserError
 
 def add(app: typer.Typer) -> None:
     """Add the verb."""
-    verb = typer.Typer(no_args_is_help=True, help="Run and compile the Kubeflow pipelines.")
+    verb = typer.Typer(
+        no_args_is_help=True,
+        help="Run and compile the Kubeflow pipelines.",
+        epilog="Example: coralline pipeline run respect",
+    )
     verb.command(
         "run", epilog="Example: coralline pipeline run respect --set models=[my_model.tflite]"
     )(run)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from coralline.errors import CorallineError, DeviceError, UserError
@@ -107,19 +108,21 @@ def run_pipeline(
     with log.open("w", encoding="utf-8") as sink:
         child = subprocess.Popen(
             [sys.executable, "-m", "pipelines.local", json.dumps(job)],
-            stdin=subprocess.DEVNULL,
+            # Closed when this process ends, however it does: `_end_with_parent`.
+            stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,
             env=environment,
             # Its own group: an interrupt here ends every step with it.
             start_new_session=True,
         )
-    try:
-        for event in _follow(log, child):
-            on_event(event)
-    except BaseException:
-        os.killpg(child.pid, signal.SIGTERM)
-        raise
+    with child:
+        try:
+            for event in _follow(log, child):
+                on_event(event)
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
     if child.returncode != 0:
         raise _failure(log)
     return json.loads((folder / _OUTCOME).read_text(encoding="utf-8")), folder
@@ -191,5 +194,12 @@ def _child(job: Mapping[str, Any]) -> None:
     Path(job["outcome"]).write_text(json.dumps(outputs), encoding="utf-8")
 
 
+def _end_with_parent() -> None:
+    while os.read(0, 4096):  # nothing is ever sent
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    Thread(target=_end_with_parent, daemon=True).start()
     _child(json.loads(sys.argv[1]))

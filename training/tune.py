@@ -57,7 +57,8 @@ def tune_policy(
     make_folder(out_dir)
     name = _study_name(graphs, labels, base)
     storage = f"sqlite:///{(out_dir / 'study.db').resolve()}"
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # A trial that fails raises; a warning with the whole traceback adds nothing.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         study_name=name,
         storage=storage,

@@ -101,7 +101,13 @@ def _checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"{name}: no such file; make it with `coralline pipeline compile`")
         from kfp import components
 
-        pipeline = components.load_component_from_file(name)
+        try:
+            pipeline = components.load_component_from_file(name)
+        except Exception as error:  # KFP and its YAML reader raise many kinds
+            raise UserError(
+                f"{name}: is no compiled pipeline ({error}); make it with "
+                "`coralline pipeline compile`"
+            ) from None
     else:
         from pipelines.registry import load_pipeline
 

@@ -12,6 +12,8 @@ from rich.console import Console
 from benchmarks import frame
 from coralline.errors import CorallineError
 
+WIDTH = 150
+
 
 def main(
     only: list[str] = typer.Option([], "--only", help="Run this one; may be repeated."),
@@ -19,7 +21,8 @@ def main(
     out: Path = typer.Option(frame.RESULTS, "--out", help="Folder of the results."),
 ) -> None:
     """Run every benchmark, one after the other, on an otherwise idle machine."""
-    console = Console()
+    # Wide tables wrap in a narrow terminal, which is easier to read than cells cut short.
+    console = Console(width=max(Console().width, WIDTH))
     try:
         chosen = {name: frame.load(name) for name in only or frame.bench_names()}
         for name, run in chosen.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import IO
 
 from rich.console import Console
@@ -28,6 +29,7 @@ class Display:
     def __init__(self, stream: IO[str], *, quiet: bool) -> None:
         self._console = Console(file=stream, quiet=quiet)
         self._bars: dict[str, TaskID] = {}
+        self._running: Counter[str] = Counter()
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓[/green]"),
             TextColumn("{task.description}"),
@@ -59,7 +61,10 @@ class Display:
             self._progress.update(bar, completed=event.done, total=event.total, note=note)
             if event.done == event.total:
                 del self._bars[event.step]
-        elif event.kind != "started":
+            return
+        # A step may run several times at once: one bar, until the last of them ends.
+        self._running[event.step] += {"started": 1, "ended": -1, "reused": 0}[event.kind]
+        if self._running[event.step] <= 0:
             note = "reused" if event.kind == "reused" else ""
             self._progress.update(bar, completed=1, total=1, note=note)
             del self._bars[event.step]

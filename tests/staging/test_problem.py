@@ -177,9 +177,15 @@ def test_an_unknown_planner_is_refused_with_the_names() -> None:
         make_plan(problem, "magic")
 
 
+RULES = (
+    *("edgetpu-compiler", "greedy", "libcoral-profiling", "pipedream", "topo-dp"),
+    *("topo-dp-orders", "uniform"),
+)
+
+
 @given(problems(max_nodes=7))
 def test_every_rule_gives_a_feasible_plan_with_a_valid_bound(problem: StagingProblem) -> None:
-    for planner in ("uniform", "topo-dp", "edgetpu-compiler"):
+    for planner in RULES:
         try:
             plan = make_plan(problem, planner)
         except PlanError as error:
@@ -203,9 +209,7 @@ def test_loading_libraries_is_not_time_to_solve(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_planners_are_registered_by_name() -> None:
-    assert {"exact-cpsat", "exact-milp", "edgetpu-compiler", "topo-dp", "uniform"} <= set(
-        planner_names()
-    )
+    assert {"annealing", "brkga", "exact-cpsat", "exact-milp", *RULES} <= set(planner_names())
     assert OBJECTIVES == ("bottleneck", "peak-memory", "latency")
 
 

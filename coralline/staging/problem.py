@@ -288,6 +288,9 @@ class Plan:
             raise UserError("the plan's `stage` must be a list of whole numbers from 0")
         if type(values["n_stages"]) is not int or values["n_stages"] < 1:
             raise UserError("the plan's `n_stages` must be a whole number from 1")
+        for name in ("value", "lower_bound", "solve_seconds"):
+            if type(values[name]) not in (int, float) or not np.isfinite(values[name]):
+                raise UserError(f"the plan's `{name}` must be a number; make the plan again")
         return Plan(**{**values, "stage": tuple(stage)})
 
     def check_graph(self, graph: ComputeGraph) -> None:

@@ -189,6 +189,20 @@ def _failure(log: Path) -> CorallineError:
     return DeviceError(f"the pipeline failed: {said} (log: {log})")
 
 
+def _without_cluster(source: Path) -> str:
+    # Resources mean nothing here, which KFP would say for every step; and a person who waits
+    # wants the message of a failure, not two more tries.
+    import yaml
+
+    document = next(yaml.safe_load_all(source.read_text(encoding="utf-8")))
+    for executor in document["deploymentSpec"]["executors"].values():
+        executor.get("container", {}).pop("resources", None)
+    for component in (document["root"], *document["components"].values()):
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            task.pop("retryPolicy", None)
+    return yaml.safe_dump(document)
+
+
 def _child(job: Mapping[str, Any]) -> None:
     import logging
 
@@ -197,13 +211,13 @@ def _child(job: Mapping[str, Any]) -> None:
     # KFP sets up its own logger around a step only; reused steps are told outside of it.
     logging.basicConfig(level=logging.INFO)
 
-    from pipelines.registry import load_pipeline
+    from pipelines.registry import compile_pipeline
 
-    source = job["source"]
-    if source.endswith((".yaml", ".yml")):
-        pipeline = components.load_component_from_file(source)
-    else:
-        pipeline = load_pipeline(source)
+    source = Path(job["source"])
+    if source.suffix not in (".yaml", ".yml"):
+        source = Path(job["root"]).with_name("pipeline.yaml")
+        compile_pipeline(job["source"], source)
+    pipeline = components.load_component_from_text(_without_cluster(source))
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=job["root"],

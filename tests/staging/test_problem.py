@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import replace
 from time import sleep
 
 import numpy as np
 import pytest
-from graph_strategies import problems
+from graph_strategies import feasible_stagings, problems
 from hypothesis import given
 
 from coralline.devices.model import MIB, load_device
@@ -62,18 +61,6 @@ def slow_stage_ms(problem: StagingProblem, stage: tuple[int, ...]) -> list[float
         ms += max(params - device.parameter_cache_bytes, 0) / MIB * device.stream_ms_per_mib
         times.append(ms)
     return times
-
-
-def feasible_stagings(problem: StagingProblem) -> list[tuple[int, ...]]:
-    def ok(stage: tuple[int, ...]) -> bool:
-        try:
-            check(problem, stage)
-        except PlanError:
-            return False
-        return True
-
-    everything = itertools.product(range(problem.n_stages), repeat=problem.graph.n_nodes)
-    return [stage for stage in everything if ok(stage)]
 
 
 @given(problems(max_nodes=5))
@@ -224,6 +211,8 @@ def test_a_plan_file_that_lacks_something_is_refused() -> None:
         Plan.from_json({k: v for k, v in data.items() if k not in ("graph_digest", "stage")})
     with pytest.raises(UserError, match="`stage` must be a list of whole numbers"):
         Plan.from_json({**data, "stage": [0, 0.5, 1, 1]})
+    with pytest.raises(UserError, match="`value` must be a number"):
+        Plan.from_json({**data, "value": float("nan")})
 
 
 def test_a_plan_belongs_to_its_graph() -> None:

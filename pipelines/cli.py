@@ -13,7 +13,11 @@ from coralline.errors import UserError
 
 def add(app: typer.Typer) -> None:
     """Add the verb."""
-    verb = typer.Typer(no_args_is_help=True, help="Run and compile the Kubeflow pipelines.")
+    verb = typer.Typer(
+        no_args_is_help=True,
+        help="Run and compile the Kubeflow pipelines.",
+        epilog="Example: coralline pipeline run respect",
+    )
     verb.command(
         "run", epilog="Example: coralline pipeline run respect --set models=[my_model.tflite]"
     )(run)
@@ -97,7 +101,13 @@ def _checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"{name}: no such file; make it with `coralline pipeline compile`")
         from kfp import components
 
-        pipeline = components.load_component_from_file(name)
+        try:
+            pipeline = components.load_component_from_file(name)
+        except Exception as error:  # KFP and its YAML reader raise many kinds
+            raise UserError(
+                f"{name}: is no compiled pipeline ({error}); make it with "
+                "`coralline pipeline compile`"
+            ) from None
     else:
         from pipelines.registry import load_pipeline
 

@@ -211,6 +211,8 @@ def test_a_plan_file_that_lacks_something_is_refused() -> None:
         Plan.from_json({k: v for k, v in data.items() if k not in ("graph_digest", "stage")})
     with pytest.raises(UserError, match="`stage` must be a list of whole numbers"):
         Plan.from_json({**data, "stage": [0, 0.5, 1, 1]})
+    with pytest.raises(UserError, match="`value` must be a number"):
+        Plan.from_json({**data, "value": float("nan")})
 
 
 def test_a_plan_belongs_to_its_graph() -> None:

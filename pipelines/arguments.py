@@ -59,7 +59,12 @@ def _load(name: str) -> Any:
 
     if not Path(name).is_file():
         raise UserError(f"{name}: no such file; make it with `coralline pipeline compile`")
-    return components.load_component_from_file(name)
+    try:
+        return components.load_component_from_file(name)
+    except Exception as error:  # KFP and its YAML reader raise many kinds
+        raise UserError(
+            f"{name}: is no compiled pipeline ({error}); make it with `coralline pipeline compile`"
+        ) from None
 
 
 def _items(pipeline: Any, key: str) -> type | None:

@@ -13,7 +13,9 @@ from pipelines import server_cli
 def add(app: typer.Typer) -> None:
     """Add the verb."""
     verb = typer.Typer(
-        no_args_is_help=True, help="The Kubeflow pipelines, on this machine or on a server."
+        no_args_is_help=True,
+        help="The Kubeflow pipelines, on this machine or on a server.",
+        epilog="Example: coralline pipeline run respect",
     )
     verb.command(
         "run", epilog="Example: coralline pipeline run respect --set models=[my_model.tflite]"

@@ -35,6 +35,7 @@ def respect(
     models: list[str] = ["mobilenet_v2", "resnet50", "densenet121"],  # noqa: B006
     stages: list[int] = [2, 4],  # noqa: B006
     planners: list[str] = [  # noqa: B006
+        "exact",
         "exact-cpsat",
         "exact-milp",
         "policy",

@@ -1,6 +1,6 @@
 """Staging: pipeline stages over accelerators. Importing the room registers its planners."""
 
-from coralline.staging import baselines, exact, policy
+from coralline.staging import baselines, exact, policy, search
 from coralline.staging.problem import (
     OBJECTIVES,
     Effort,
@@ -32,4 +32,5 @@ __all__ = [
     "make_plan",
     "planner_names",
     "policy",
+    "search",
 ]

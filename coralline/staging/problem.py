@@ -14,7 +14,6 @@ with the constants of the device model (coralline.devices).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from coralline.devices.model import MIB, DeviceModel
-from coralline.errors import PlanError, UserError, read_text
+from coralline.errors import PlanError, UserError, parse_json, read_text
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
 
 SCHEMA = "coralline.plan/v1"
@@ -289,6 +288,9 @@ class Plan:
             raise UserError("the plan's `stage` must be a list of whole numbers from 0")
         if type(values["n_stages"]) is not int or values["n_stages"] < 1:
             raise UserError("the plan's `n_stages` must be a whole number from 1")
+        for name in ("value", "lower_bound", "solve_seconds"):
+            if type(values[name]) not in (int, float) or not np.isfinite(values[name]):
+                raise UserError(f"the plan's `{name}` must be a number; make the plan again")
         return Plan(**{**values, "stage": tuple(stage)})
 
     def check_graph(self, graph: ComputeGraph) -> None:
@@ -313,11 +315,9 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UserError: The file is missing, is not JSON, or is no plan.
     """
-    text = read_text(path, "a plan that `coralline schedule --out` wrote")
+    data = parse_json(read_text(path, "a plan that `coralline schedule --out` wrote"), str(path))
     try:
-        return Plan.from_json(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is not JSON (line {error.lineno}: {error.msg})") from None
+        return Plan.from_json(data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -15,9 +15,13 @@ def build_model(name: str, code_version: str, model: dsl.Output[dsl.Model]) -> N
     import shutil
     from pathlib import Path
 
+    from coralline.errors import UserError
+
     folder = Path(model.path)
     folder.mkdir(parents=True)
     if name.endswith(".tflite"):
+        if not Path(name).is_file():
+            raise UserError(f"{name}: no such file; give the path of a .tflite model")
         shutil.copy(name, folder / Path(name).name)
     else:
         from training.zoo import build_model

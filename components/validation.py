@@ -6,7 +6,6 @@ the expectations hold or not; a violated one raises UserError with the rows that
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coralline.errors import UserError, read_text
+from coralline.errors import UserError, parse_json, read_text
 from coralline.files import make_folder
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.runtime.measurement import Measurement
@@ -226,10 +225,9 @@ def read_measurements(folder: Path) -> list[Measurement]:
         raise UserError(f"{folder}: holds no measurement (.json); run the jobs first")
     found = []
     for path in paths:
+        data = parse_json(read_text(path, "a measurement"), str(path))
         try:
-            found.append(Measurement.from_json(json.loads(read_text(path, "a measurement"))))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: is not JSON ({error.msg}); measure again") from None
+            found.append(Measurement.from_json(data))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     return found

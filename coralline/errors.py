@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 
 class CorallineError(Exception):
@@ -37,7 +39,7 @@ def read_text(path: Path, what: str) -> str:
         what: What the file should hold, as in "a graph JSON file".
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of {what}") from None
     except IsADirectoryError:
@@ -46,3 +48,22 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{path}: is not text; give the path of {what}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value that a JSON text holds, or a UserError that begins with `where`."""
+    try:
+        data = json.loads(text)
+        # Half a surrogate pair is allowed in JSON and nowhere else: no file can hold it.
+        if "\\u" in text:
+            json.dumps(data, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise UserError(f"{where}: is not JSON ({place})") from None
+    except RecursionError:
+        raise UserError(f"{where}: is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: it holds half a character, \\ud800 to \\udfff") from None
+    except ValueError:  # an integer beyond what Python converts
+        raise UserError(f"{where}: a number in it has thousands of digits") from None
+    return data

@@ -209,7 +209,11 @@ def bench(
     boards.board(board)
     store = Store(folder)
     job = store.submit(path, board, repetitions=repetitions, warmup=warmup)
-    _run(store, boards, [job.id], quiet=json)
+    try:
+        _run(store, boards, [job.id], quiet=json)
+    except KeyboardInterrupt:
+        store.withdraw(job.id)
+        raise
     store.job(job.id).raise_error()
     measurement = store.measurement(job.id)
     if out is not None:
@@ -249,11 +253,12 @@ def _print_jobs(found: list[Job]) -> None:
 def _print_measurement(m: Measurement) -> None:
     import numpy as np
     from rich.console import Console
+    from rich.markup import escape
 
     said = "simulated" if m.simulated else "measured"
     console = Console(soft_wrap=True)
     console.print(
-        f"[bold]{m.model}[/bold], {len(m.stage_busy_ms)} stages on {m.board} "
+        f"[bold]{escape(m.model)}[/bold], {len(m.stage_busy_ms)} stages on {m.board} "
         f"([bold]{said}[/bold]; {m.processor}), {len(m.latency_ms)} samples each"
     )
 
@@ -290,12 +295,15 @@ def _print_measurement(m: Measurement) -> None:
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
         numbers = bool(rows) and all(row[i].replace(".", "", 1).isdigit() for row in rows)
-        table.add_column(column, justify="right" if numbers else "left")
+        # The first names the row: cut short it would be of no use.
+        whole = max((len(row[i]) for row in rows), default=0) if i == 0 else None
+        table.add_column(column, justify="right" if numbers else "left", min_width=whole)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)

@@ -54,6 +54,8 @@ from coralline.tflite.segments import MANIFEST, SegmentSet
 SCHEMA = "coralline.job/v1"
 FILE = "lab.sqlite"
 MAX_ATTEMPTS = 3
+MOST_SAMPLES = 1_000_000
+"""Of one job: all samples are held in memory and kept."""
 BUSY_S = 30.0
 
 State = Literal["queued", "running", "done", "failed"]
@@ -179,6 +181,8 @@ class Store:
         ):
             if value < least:
                 raise UserError(f"{name} is {value}; it must be at least {least}")
+            if value > MOST_SAMPLES:
+                raise UserError(f"{name} is {value}; it must be at most {MOST_SAMPLES}")
         job = Job(
             id=uuid4().hex[:16],
             board=board,
@@ -342,6 +346,15 @@ class Store:
                 state="queued" if again else "failed",
                 error=" ".join(str(error).split()),
                 error_is_users=isinstance(error, ValueError),
+            )
+
+    def withdraw(self, job_id: str) -> None:
+        """End a job that nobody waits for any more, unless it has ended."""
+        with self._transaction() as connection:
+            connection.execute(
+                update(_jobs)
+                .where(_jobs.c.id == job_id, _jobs.c.state.in_(("queued", "running")))
+                .values(state="failed", finished_at=_now(), error="interrupted")
             )
 
     def _end(self, connection: Connection, job: Job, **values: Any) -> None:

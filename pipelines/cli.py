@@ -1,19 +1,22 @@
-"""`coralline pipeline`: run and compile the Kubeflow pipelines."""
+"""`coralline pipeline`: the Kubeflow pipelines, on this machine or on a server."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import typer
 
-from coralline.errors import UserError
+from pipelines import server_cli
 
 
 def add(app: typer.Typer) -> None:
     """Add the verb."""
-    verb = typer.Typer(no_args_is_help=True, help="Run and compile the Kubeflow pipelines.")
+    verb = typer.Typer(
+        no_args_is_help=True,
+        help="The Kubeflow pipelines, on this machine or on a server.",
+        epilog="Example: coralline pipeline run respect",
+    )
     verb.command(
         "run", epilog="Example: coralline pipeline run respect --set models=[my_model.tflite]"
     )(run)
@@ -21,6 +24,7 @@ def add(app: typer.Typer) -> None:
         compile_
     )
     verb.command("list", epilog="Example: coralline pipeline list")(list_)
+    server_cli.add(verb)
     app.add_typer(verb, name="pipeline")
 
 
@@ -34,10 +38,11 @@ def run(
 ) -> None:
     """Execute a pipeline on this machine and print what it found."""
     from coralline.cli import output
+    from pipelines.arguments import read_arguments
     from pipelines.display import Display
-    from pipelines.local import code_version, run_pipeline
+    from pipelines.local import run_pipeline
 
-    arguments = _checked(name, _arguments(settings) | {"code_version": code_version()})
+    arguments = read_arguments(name, settings)
     with Display(sys.stderr, quiet=json) as display:
         outputs, folder = run_pipeline(name, arguments, reuse=not fresh, on_event=display.show)
     from pipelines.results import print_results, read_results
@@ -74,49 +79,3 @@ def list_(json: bool = typer.Option(False, "--json", help="Print one JSON object
         output.print_json({"pipelines": list(NAMES)})
     else:
         typer.echo("\n".join(NAMES))
-
-
-def _arguments(settings: list[str]) -> dict[str, Any]:
-    import yaml
-
-    arguments = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting}: write NAME=VALUE")
-        try:
-            arguments[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {setting}: the value is not YAML") from None
-    return arguments
-
-
-def _checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise UserError(f"{name}: no such file; make it with `coralline pipeline compile`")
-        from kfp import components
-
-        pipeline = components.load_component_from_file(name)
-    else:
-        from pipelines.registry import load_pipeline
-
-        pipeline = load_pipeline(name)
-    from kfp.dsl.types import type_utils
-
-    inputs = pipeline.component_spec.inputs
-    whole, double = (type_utils.get_parameter_type(t) for t in (int, float))
-    checked = {}
-    for key, value in arguments.items():
-        if key not in inputs:
-            raise UserError(
-                f"pipeline {name} has no argument {key!r}; it has {', '.join(sorted(inputs))}"
-            )
-        wanted = type_utils.get_parameter_type(inputs[key].type)
-        given = type_utils.get_parameter_type(type(value))
-        if (wanted, given) == (double, whole):
-            value = float(value)
-        elif wanted != given:
-            raise UserError(f"--set {key}: {value!r} is not of type {inputs[key].type}")
-        checked[key] = value
-    return checked

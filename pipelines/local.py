@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from coralline.errors import CorallineError, DeviceError, UserError
@@ -32,6 +34,9 @@ _SAID = re.compile(
 )
 _RAISED = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt)\w*): (.*)$")
 _OUTCOME = "outcome.json"
+
+LEAST_FREE_BYTES = 2**16
+"""With less, a run that failed without a message failed for want of room."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def run_pipeline(
         "source": source,
         "arguments": dict(arguments),
         "root": str(folder / "steps"),
-        "cache": str(home_folder() / "cache") if reuse else None,
+        "cache": str(_cache_folder(arguments)) if reuse else None,
         "outcome": str(folder / _OUTCOME),
     }
     environment = os.environ | {
@@ -107,22 +112,37 @@ def run_pipeline(
     with log.open("w", encoding="utf-8") as sink:
         child = subprocess.Popen(
             [sys.executable, "-m", "pipelines.local", json.dumps(job)],
-            stdin=subprocess.DEVNULL,
+            # Closed when this process ends, however it does: `_end_with_parent`.
+            stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,
             env=environment,
             # Its own group: an interrupt here ends every step with it.
             start_new_session=True,
         )
-    try:
-        for event in _follow(log, child):
-            on_event(event)
-    except BaseException:
-        os.killpg(child.pid, signal.SIGTERM)
-        raise
+    with child:
+        try:
+            for event in _follow(log, child):
+                on_event(event)
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
     if child.returncode != 0:
         raise _failure(log)
     return json.loads((folder / _OUTCOME).read_text(encoding="utf-8")), folder
+
+
+def _cache_folder(arguments: Mapping[str, Any]) -> Path:
+    """Where steps to reuse are kept: apart for each content of the files that arguments name.
+
+    KFP knows an argument by its text alone, and a model or inventory may change under its path.
+    """
+    folder = home_folder() / "cache"
+    texts = [t for v in arguments.values() for t in (v if isinstance(v, list) else [v])]
+    files = [Path(t) for t in texts if isinstance(t, str) and Path(t).is_file()]
+    if not files:
+        return folder
+    return folder / sha256(b"".join(sha256(f.read_bytes()).digest() for f in files)).hexdigest()
 
 
 def _follow(log: Path, child: subprocess.Popen[bytes]) -> Iterator[Event]:
@@ -162,7 +182,25 @@ def _failure(log: Path) -> CorallineError:
         return UserError(f"{own[0][2]} (log: {log})")
     causes = own or raised
     said = f"{causes[0][1]}: {causes[0][2]}" if causes else "the runner ended without a message"
+    if "No space left" in said or shutil.disk_usage(log.parent).free < LEAST_FREE_BYTES:
+        return UserError(
+            f"{log.parent}: the disk is full; free space or set CORALLINE_HOME to another place"
+        )
     return DeviceError(f"the pipeline failed: {said} (log: {log})")
+
+
+def _without_cluster(source: Path) -> str:
+    # Resources mean nothing here, which KFP would say for every step; and a person who waits
+    # wants the message of a failure, not two more tries.
+    import yaml
+
+    document = next(yaml.safe_load_all(source.read_text(encoding="utf-8")))
+    for executor in document["deploymentSpec"]["executors"].values():
+        executor.get("container", {}).pop("resources", None)
+    for component in (document["root"], *document["components"].values()):
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            task.pop("retryPolicy", None)
+    return yaml.safe_dump(document)
 
 
 def _child(job: Mapping[str, Any]) -> None:
@@ -173,13 +211,13 @@ def _child(job: Mapping[str, Any]) -> None:
     # KFP sets up its own logger around a step only; reused steps are told outside of it.
     logging.basicConfig(level=logging.INFO)
 
-    from pipelines.registry import load_pipeline
+    from pipelines.registry import compile_pipeline
 
-    source = job["source"]
-    if source.endswith((".yaml", ".yml")):
-        pipeline = components.load_component_from_file(source)
-    else:
-        pipeline = load_pipeline(source)
+    source = Path(job["source"])
+    if source.suffix not in (".yaml", ".yml"):
+        source = Path(job["root"]).with_name("pipeline.yaml")
+        compile_pipeline(job["source"], source)
+    pipeline = components.load_component_from_text(_without_cluster(source))
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=job["root"],
@@ -191,5 +229,12 @@ def _child(job: Mapping[str, Any]) -> None:
     Path(job["outcome"]).write_text(json.dumps(outputs), encoding="utf-8")
 
 
+def _end_with_parent() -> None:
+    while os.read(0, 4096):  # nothing is ever sent
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    Thread(target=_end_with_parent, daemon=True).start()
     _child(json.loads(sys.argv[1]))

@@ -15,6 +15,7 @@ from components.labels import solve_labels, validate_labels
 from components.models import build_model, compile_segments, plan_and_partition
 from components.policy import evaluate_policy, train_policy
 from components.results import record, write_report
+from pipelines.cluster import may_retry, near_boards, needs, with_tracking
 
 
 @dsl.pipeline(
@@ -34,6 +35,7 @@ def respect(
     models: list[str] = ["mobilenet_v2", "resnet50", "densenet121"],  # noqa: B006
     stages: list[int] = [2, 4],  # noqa: B006
     planners: list[str] = [  # noqa: B006
+        "exact",
         "exact-cpsat",
         "exact-milp",
         "policy",
@@ -88,7 +90,9 @@ def respect(
         seed=seed,
         code_version=code_version,
     )
+    needs(graphs, cpu="250m", memory="1Gi", minutes=30)
     checked_graphs = validate_graphs(graphs=graphs.outputs["graphs"])
+    needs(checked_graphs, cpu="500m", memory="2Gi", minutes=30)
     with dsl.ParallelFor(label_shards) as shard:
         solved = solve_labels(
             graphs=graphs.outputs["graphs"],
@@ -98,9 +102,11 @@ def respect(
             time_limit_s=label_time_limit_s,
             code_version=code_version,
         ).after(checked_graphs)
+        needs(solved, cpu="1", memory="2Gi", minutes=720)
     labels = validate_labels(
         graphs=graphs.outputs["graphs"], shards=dsl.Collected(solved.outputs["labels"])
     )
+    needs(labels, cpu="500m", memory="2Gi", minutes=30)
     policy = train_policy(
         graphs=graphs.outputs["graphs"],
         labels=labels.outputs["labels"],
@@ -110,14 +116,17 @@ def respect(
         seed=seed,
         code_version=code_version,
     )
+    needs(policy, cpu="2", memory="4Gi", minutes=720)
     evaluation = evaluate_policy(
         graphs=graphs.outputs["graphs"],
         labels=labels.outputs["labels"],
         policy=policy.outputs["policy"],
         training_share=training_share,
     )
+    needs(evaluation, cpu="1", memory="2Gi", minutes=60)
     with dsl.ParallelFor(models) as name:
         model = build_model(name=name, code_version=code_version)
+        needs(model, cpu="2", memory="4Gi", minutes=60)
         planned = plan_and_partition(
             model=model.outputs["model"],
             policy=policy.outputs["policy"],
@@ -128,7 +137,9 @@ def respect(
             seed=seed,
             code_version=code_version,
         )
+        needs(planned, cpu="2", memory="4Gi", minutes=360)
         compiled = compile_segments(segments=planned.outputs["segments"])
+        needs(compiled, cpu="1", memory="2Gi", minutes=120)
     # Measured anew on every execution: a number from the cache says nothing of today's board.
     measured = dispatch(
         compiled=dsl.Collected(compiled.outputs["compiled"]),
@@ -136,7 +147,9 @@ def respect(
         repetitions=repetitions,
         inventory=inventory,
     ).set_caching_options(False)
+    needs(near_boards(may_retry(measured)), cpu="2", memory="4Gi", minutes=240)
     checked = validate_measurements(measurements=measured.outputs["measurements"])
+    needs(checked, cpu="500m", memory="2Gi", minutes=30)
     report = write_report(
         plans=dsl.Collected(planned.outputs["plans"]),
         measurements=measured.outputs["measurements"],
@@ -145,7 +158,8 @@ def respect(
         parameters=parameters,
         execution=execution,
     ).after(checked)
-    record(
+    needs(report, cpu="1", memory="2Gi", minutes=30)
+    recorded = record(
         plans=dsl.Collected(planned.outputs["plans"]),
         measurements=measured.outputs["measurements"],
         policy=policy.outputs["policy"],
@@ -156,4 +170,5 @@ def respect(
         execution=execution,
         code_version=code_version,
     ).set_caching_options(False)
+    needs(with_tracking(may_retry(recorded)), cpu="500m", memory="2Gi", minutes=30)
     return report.outputs["table"]

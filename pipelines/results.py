@@ -124,5 +124,7 @@ def _table(title: str, columns: list[str]) -> Table:
 
 
 def _groups(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
+    from rich.markup import escape
+
     for (model, stages), group in groupby(rows, key=lambda row: (row["model"], row["stages"])):
-        yield f"[bold]{model}, {stages} stages[/bold]", list(group)
+        yield f"[bold]{escape(model)}, {stages} stages[/bold]", list(group)

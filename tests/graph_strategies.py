@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
 
 from coralline.devices.model import DeviceModel, load_device
+from coralline.errors import PlanError
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
-from coralline.staging import OBJECTIVES, StagingProblem
+from coralline.staging import OBJECTIVES, StagingProblem, check
 
 
 @st.composite
@@ -69,3 +71,17 @@ def problems(draw: st.DrawFn, max_nodes: int = 6) -> StagingProblem:
         objective=draw(st.sampled_from(OBJECTIVES)),
         children_together=draw(st.booleans()),
     )
+
+
+def feasible_stagings(problem: StagingProblem) -> list[tuple[int, ...]]:
+    """Every plan of a small problem."""
+
+    def ok(stage: tuple[int, ...]) -> bool:
+        try:
+            check(problem, stage)
+        except PlanError:
+            return False
+        return True
+
+    everything = itertools.product(range(problem.n_stages), repeat=problem.graph.n_nodes)
+    return [stage for stage in everything if ok(stage)]

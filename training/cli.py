@@ -44,7 +44,7 @@ def label(
     objective: str = typer.Option(
         "bottleneck", "--objective", help="bottleneck, peak-memory or latency."
     ),
-    planner: str = typer.Option("exact-cpsat", "--planner", "-p", help="Name of the planner."),
+    planner: str = typer.Option("exact", "--planner", "-p", help="Name of the planner."),
     children_together: bool = typer.Option(
         False, "--children-together", help="Keep all readers of an operator in one stage."
     ),
@@ -104,7 +104,7 @@ def run(
     device: str = DEVICE,
     epochs: int | None = typer.Option(None, "--epochs", help="Passes over the graphs."),
     time_limit: float | None = typer.Option(None, "--time-limit", help="Seconds to train."),
-    seed: int | None = typer.Option(None, "--seed", help="Seed of weights and samples."),
+    seed: int | None = typer.Option(None, "--seed", min=0, help="Seed of weights and samples."),
     json: bool = JSON,
 ) -> None:
     """Train a policy by REINFORCE against labels."""
@@ -164,7 +164,7 @@ def evaluate(
     labels: Path = LABELS,
     policy: Path | None = typer.Option(None, "--policy", help="policy.npz; the shipped without."),
     device: str = DEVICE,
-    seed: int = typer.Option(0, "--seed", help="Seed of sampled and random orders."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Seed of sampled and random orders."),
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the result to this file."),
     json: bool = JSON,
 ) -> None:
@@ -211,7 +211,7 @@ def tune(
     device: str = DEVICE,
     epochs: int = typer.Option(30, "--epochs", help="Passes over the graphs in a trial."),
     time_limit: float = typer.Option(60.0, "--time-limit", help="Seconds of a trial."),
-    seed: int = typer.Option(0, "--seed", help="Seed of trials and networks."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Seed of trials and networks."),
     mlflow_uri: str | None = typer.Option(
         None, "--mlflow-uri", help="Log trials there; MLFLOW_TRACKING_URI without."
     ),

@@ -12,7 +12,8 @@ from coralline.devices.check import Figure, Prediction, published_figures
 from coralline.devices.model import MIB, DeviceModel, load_device, operator_kind
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.staging import Evaluation, StagingProblem, evaluate, make_plan
-from training.keras_graph import graph_of_model, keras_graph, quiet_keras
+from training.keras_graph import graph_of_model, keras_graph
+from training.quiet import load_keras
 
 
 def check_device(
@@ -91,7 +92,7 @@ def _sparta_graph(input_size: int, width: int = 32, depth: int = 32) -> ComputeG
     8 times the width with a strided convolution between them, and a classifier of 100. Source:
     https://github.com/mouad-zouhdi/sparta-edgetpu, synthetic/src/models.py.
     """
-    keras = quiet_keras()
+    keras = load_keras()
     layers = keras.layers
 
     def convolution(x: object, channels: int, strides: int) -> object:

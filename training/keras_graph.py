@@ -18,13 +18,13 @@ alike (coralline.graph.tflite_reader counts MACs the same way):
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import numpy as np
 
 from coralline.errors import UserError
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
+from training.quiet import load_keras
 from training.zoo import APPLICATIONS, zoo_names
 
 _CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose", "Dense")
@@ -46,7 +46,7 @@ def keras_graph(name: str, input_size: int | None = None) -> ComputeGraph:
         raise UserError(f"model {name!r} is not in the zoo; choose {', '.join(zoo_names())}")
     constructor, usual = APPLICATIONS[name]
     size = usual if input_size is None else input_size
-    keras = quiet_keras()
+    keras = load_keras()
     try:
         model = getattr(keras.applications, constructor)(weights=None, input_shape=(size, size, 3))
     except ValueError as error:
@@ -54,15 +54,6 @@ def keras_graph(name: str, input_size: int | None = None) -> ComputeGraph:
             f"{name} with input size {size}: {error}; its own size is {usual}"
         ) from None
     return graph_of_model(model, name if size == usual else f"{name}_{size}")
-
-
-def quiet_keras() -> Any:
-    """The module keras on the CPU, without TensorFlow's start-up messages."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-    import keras
-
-    return keras
 
 
 def graph_of_model(model: Any, name: str) -> ComputeGraph:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coralline.devices.model import load_device
-from coralline.errors import UserError, read_text
+from coralline.errors import UserError, parse_json, read_text
 from coralline.files import make_folder
 from coralline.graph.graph_set import count_graphs, read_graph_set
 from coralline.staging import Effort, Plan, StagingProblem, make_plan
@@ -32,7 +32,7 @@ class LabelOptions:
     device: str = "edgetpu-usb"
     objective: Objective = "bottleneck"
     children_together: bool = False
-    planner: str = "exact-cpsat"
+    planner: str = "exact"
 
 
 def solve_labels(
@@ -119,12 +119,12 @@ def read_shard(path: Path) -> list[Plan]:
     """
     plans = []
     for number, line in enumerate(read_text(path, "a label file").splitlines(), 1):
+        where = f"{path}: line {number}"
+        data = parse_json(line, where)
         try:
-            plans.append(Plan.from_json(json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from None
+            plans.append(Plan.from_json(data))
         except UserError as error:
-            raise UserError(f"{path}: line {number}: {error}") from None
+            raise UserError(f"{where}: {error}") from None
     return plans
 
 

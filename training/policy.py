@@ -43,6 +43,7 @@ from coralline.staging.policy import (
 )
 from coralline.staging.problem import Plan, StagingProblem
 from coralline.staging.split import split_arguments, split_value
+from training.quiet import load_tensorflow
 
 if TYPE_CHECKING:
     from training.network import Network
@@ -311,8 +312,7 @@ class _Trainer:
         config: PolicyConfig,
         rng: np.random.Generator,
     ) -> None:
-        import tensorflow as tf
-
+        tf = load_tensorflow()
         from training.network import Network
 
         self.training, self.validation = training, validation

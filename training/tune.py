@@ -51,54 +51,62 @@ def tune_policy(
         UserError: Fewer than one trial, labels that do not fit, or an unwritable folder.
     """
     import optuna
+    from sqlalchemy.exc import DatabaseError
 
     if n_trials < 1:
         raise UserError(f"{n_trials} trials: ask for 1 or more")
     make_folder(out_dir)
     name = _study_name(graphs, labels, base)
     storage = f"sqlite:///{(out_dir / 'study.db').resolve()}"
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage,
-        load_if_exists=True,
-        direction="minimize",
-        sampler=optuna.samplers.TPESampler(seed=base.seed + _started(storage, name)),
-        pruner=optuna.pruners.MedianPruner(n_warmup_steps=5),
-    )
-    uri = mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
-
-    def objective(trial: Any) -> float:
-        config = replace(
-            base,
-            hidden=trial.suggest_categorical("hidden", [32, 64, 96]),
-            layers=trial.suggest_int("layers", 2, 6),
-            learning_rate=trial.suggest_float("learning_rate", 5e-4, 1e-2, log=True),
-            samples=trial.suggest_categorical("samples", [4, 8, 16]),
-            batch_graphs=trial.suggest_categorical("batch_graphs", [16, 32, 64]),
+    # A trial that fails raises; a warning with the whole traceback adds nothing.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            load_if_exists=True,
+            direction="minimize",
+            sampler=optuna.samplers.TPESampler(seed=base.seed + _started(storage, name)),
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=5),
         )
-        curve: list[Epoch] = []
+        uri = mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
 
-        def watch(epoch: Epoch) -> None:
-            curve.append(epoch)
-            trial.report(epoch.greedy_gap, epoch.epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
+        def objective(trial: Any) -> float:
+            config = replace(
+                base,
+                hidden=trial.suggest_categorical("hidden", [32, 64, 96]),
+                layers=trial.suggest_int("layers", 2, 6),
+                learning_rate=trial.suggest_float("learning_rate", 5e-4, 1e-2, log=True),
+                samples=trial.suggest_categorical("samples", [4, 8, 16]),
+                batch_graphs=trial.suggest_categorical("batch_graphs", [16, 32, 64]),
+            )
+            curve: list[Epoch] = []
 
-        metrics: PolicyMetrics | None = None
-        try:
-            folder = out_dir / f"{name}-trial{trial.number}"
-            metrics = train_policy(graphs, labels, config, folder, watch, device=device)
-        finally:
-            if uri and curve:
-                _log_trial(uri, name, trial, curve, metrics)
-        return metrics.greedy_gap
+            def watch(epoch: Epoch) -> None:
+                curve.append(epoch)
+                trial.report(epoch.greedy_gap, epoch.epoch)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
 
-    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    while (done := len(study.get_trials(states=finished))) < n_trials:
-        study.optimize(objective, n_trials=1)
-        if on_trial is not None:
-            on_trial(done + 1, study.best_value)
+            metrics: PolicyMetrics | None = None
+            try:
+                folder = out_dir / f"{name}-trial{trial.number}"
+                metrics = train_policy(graphs, labels, config, folder, watch, device=device)
+            finally:
+                if uri and curve:
+                    _log_trial(uri, name, trial, curve, metrics)
+            return metrics.greedy_gap
+
+        finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        while (done := len(study.get_trials(states=finished))) < n_trials:
+            study.optimize(objective, n_trials=1)
+            if on_trial is not None:
+                on_trial(done + 1, study.best_value)
+    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(getattr(error, "orig", None) or error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"{out_dir / 'study.db'}: cannot be used ({reason}); free space or choose another place"
+        ) from None
     return {
         "study": name,
         "storage": storage,

@@ -11,9 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +21,7 @@ from numpy.typing import NDArray
 
 from coralline.errors import DeviceError, UserError
 from coralline.files import make_folder, write_bytes
+from training.quiet import load_keras, silenced
 
 APPLICATIONS = {
     "densenet121": ("DenseNet121", 224),
@@ -147,7 +145,7 @@ def build_model(
     path = make_folder(folder) / recipe.file_name
     cached = cache_folder() / "zoo" / f"{recipe.digest}.tflite"
     if not cached.is_file():
-        with _silenced():
+        with silenced():
             data = _build(recipe)
         write_bytes(cached, data)
     write_bytes(path, cached.read_bytes())
@@ -155,10 +153,7 @@ def build_model(
 
 
 def _build(recipe: Recipe) -> bytes:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-    import keras
-
+    keras = load_keras()
     constructor = APPLICATIONS[recipe.name][0]
     keras.utils.set_random_seed(recipe.seed)
     try:
@@ -236,22 +231,3 @@ def _convert(model: Any, images: NDArray[np.float32], io_type: str) -> bytes:
         return bytes(converter.convert())
     except Exception as error:
         raise DeviceError(f"TensorFlow cannot convert {model.name}: {error}") from error
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Drop what Python and C++ print in the block: the converter lists every weight."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for target, copy in enumerate(kept, start=1):
-            os.dup2(copy, target)
-            os.close(copy)

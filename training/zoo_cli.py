@@ -39,7 +39,7 @@ def build(
     input_size: int | None = typer.Option(
         None, "--input-size", min=1, help="Side of the input in pixels; the model's own without."
     ),
-    seed: int = typer.Option(0, "--seed", help="Seed of weights and images."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Seed of weights and images."),
     io_type: str = typer.Option("int8", "--io-type", help="int8 or uint8."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:

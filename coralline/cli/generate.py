@@ -24,7 +24,7 @@ def generate(
     ),
     count: int = typer.Option(256, "--count", "-n", help="Number of graphs of each family."),
     nodes: int = typer.Option(30, "--nodes", "-v", help="Number of operators of each graph."),
-    seed: int = typer.Option(0, "--seed", help="The same seed gives the same graphs."),
+    seed: int = typer.Option(0, "--seed", min=0, help="The same seed gives the same graphs."),
     max_in_degree: int | None = typer.Option(
         None, "--max-in-degree", help="Most inputs of an operator, 2 to 6."
     ),

@@ -90,7 +90,8 @@ def _print(summary: dict[str, Any], out: Path | None) -> None:
     for column in ("count", "MACs", "parameter bytes"):
         table.add_column(column, justify="right")
     for op, row in summary["operators"].items():
-        table.add_row(op or "(unknown)", *(f"{row[k]:,}" for k in ("count", "macs", "param_bytes")))
+        amounts = (f"{row[k]:,}" for k in ("count", "macs", "param_bytes"))
+        table.add_row(escape(op) or "(unknown)", *amounts)
     console.print(table)
     unmapped = summary["edgetpu_unmapped"]
     if unmapped is None:
@@ -100,6 +101,6 @@ def _print(summary: dict[str, Any], out: Path | None) -> None:
     else:
         console.print(f"an Edge TPU cannot run {len(unmapped)} of {summary['nodes']} operators:")
         for (op, reason), count in Counter((u["op"], u["reason"]) for u in unmapped).items():
-            console.print(f"  {count} x {op}: {reason}")
+            console.print(f"  {count} x {op}: {reason}", markup=False)
     if out is not None:
-        console.print(f"written to {out}")
+        console.print(f"written to {out}", markup=False)

@@ -7,9 +7,13 @@ import sys
 from importlib.metadata import distribution
 
 import typer
+from typer.exceptions import TyperException
 
 from coralline import __version__
-from coralline.errors import CorallineError, UserError
+from coralline.errors import CorallineError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell gives it."""
 
 app = typer.Typer(
     name="coralline",
@@ -48,20 +52,47 @@ def main() -> None:
 
     Exits 2 on bad input with one line, 1 when a device or tool fails.
     """
-    _add_verbs()
     try:
-        app()
-    except UserError as error:
-        _say(error)
-        sys.exit(2)
+        _add_verbs()
+        code = app(prog_name="coralline", standalone_mode=False)
+        sys.stdout.flush()
+    except TyperException as error:
+        code = _usage(error)
     except CorallineError as error:
-        _say(error)
+        _say(str(error))
         # A plan that cannot exist is the asker's to change; a device that fails is not.
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        code = 2 if isinstance(error, ValueError) else 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = 1
+        _drop_output()
+    except OSError as error:
+        code = 1
+        where = error.filename or "standard output"
+        _say(f"{where}: {error.strerror}; free space or choose another place")
+        _drop_output()
+    except MemoryError:
+        code = 1
+        _say("the memory does not suffice; ask for less at once")
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        _say("interrupted")
+    sys.exit(code)
 
 
-def _say(error: Exception) -> None:
-    print("coralline: " + " ".join(str(error).split()), file=sys.stderr)
+def _usage(error: TyperException) -> int:
+    said = error.format_message().strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "coralline"
+    if said:  # else a verb that needs another was given alone, and its help is printed
+        _say(f"{said}; `{command} --help` shows how")
+    return error.exit_code
+
+
+def _say(text: str) -> None:
+    print("coralline: " + " ".join(text.split()), file=sys.stderr)
+
+
+def _drop_output() -> None:
+    # What is left in the buffer can go nowhere, and must not fail again at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

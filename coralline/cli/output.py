@@ -28,6 +28,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def print_plan(plan: Plan, saved: Path | None) -> None:
     """A plan as a table of its stages."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from coralline.devices.check import published_error
@@ -39,7 +40,7 @@ def print_plan(plan: Plan, saved: Path | None) -> None:
     console = Console()
     simulated = " (simulated device)" if plan.simulated else ""
     table = Table(
-        title=f"{plan.graph_name}: {plan.n_stages} stages on {plan.device}{simulated}",
+        title=f"{escape(plan.graph_name)}: {plan.n_stages} stages on {plan.device}{simulated}",
         title_justify="left",
     )
     for column in (
@@ -68,7 +69,7 @@ def print_plan(plan: Plan, saved: Path | None) -> None:
     if plan.device in device_names() and load_device(plan.device).digest == plan.device_digest:
         console.print(published_error(plan.device).label)
     if saved is not None:
-        console.print(f"written to {saved}")
+        console.print(f"written to {saved}", markup=False)
 
 
 def choice_json(choice: Choice) -> dict[str, Any]:

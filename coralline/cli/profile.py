@@ -74,6 +74,7 @@ def _row(p: Profile, device: DeviceModel) -> dict[str, str | int | float]:
 
 def _print(rows: list[dict[str, str | int | float]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="this machine's CPU, one thread, medians of CPU time", title_justify="left")
@@ -83,7 +84,7 @@ def _print(rows: list[dict[str, str | int | float]]) -> None:
     table.add_column("fitted / whole", justify="right")
     for row in rows:
         table.add_row(
-            str(row["model"]),
+            escape(str(row["model"])),
             str(row["operators"]),
             *(f"{row[k]:.3f} ms" for k in ("operators_sum_ms", "fitted_sum_ms", "whole_ms")),
             f"{row['predicted_over_measured']:.2f}",

@@ -32,12 +32,12 @@ def schedule(
     objective: str = typer.Option(
         "bottleneck", "--objective", help="bottleneck, peak-memory or latency."
     ),
-    planner: str = typer.Option("exact-cpsat", "--planner", "-p", help="Name of the planner."),
+    planner: str = typer.Option("auto", "--planner", "-p", help="Name of the planner."),
     children_together: bool = typer.Option(
         False, "--children-together", help="Keep all readers of an operator in one stage."
     ),
     time_limit: float = typer.Option(60.0, "--time-limit", min=0.0, help="Seconds to search."),
-    seed: int = typer.Option(0, "--seed", help="Seed of everything random."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Seed of everything random."),
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the plan to this file."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:

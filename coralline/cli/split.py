@@ -28,7 +28,7 @@ def split(
     verify_inputs: int = typer.Option(
         3, "--verify-inputs", min=0, help="Random inputs to compare with the whole model on."
     ),
-    seed: int = typer.Option(0, "--seed", help="Seed of the random inputs."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Seed of the random inputs."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Cut a model into one segment a stage; compile each when edgetpu_compiler is on PATH."""
@@ -47,13 +47,14 @@ def split(
 
 def _print(segments: SegmentSet) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from coralline.devices.model import MIB
 
     console = Console()
     compiled = all(segment.compiled for segment in segments.segments)
-    table = Table(title=str(segments.folder), title_justify="left")
+    table = Table(title=escape(str(segments.folder)), title_justify="left")
     table.add_column("segment")
     columns = ["size", "inputs", "outputs"]
     if compiled:
@@ -71,7 +72,7 @@ def _print(segments: SegmentSet) -> None:
                 f"{said['off_chip_bytes'] / MIB:.2f} MiB",
                 f"{said['mapped_operators']} of {total}",
             ]
-        table.add_row(segment.file, *row)
+        table.add_row(escape(segment.file), *row)
     console.print(table)
     if segments.bit_equal_inputs:
         console.print(

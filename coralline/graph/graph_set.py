@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from coralline.errors import UserError
+from coralline.errors import UserError, parse_json
 from coralline.files import replacing
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.graph.json_format import from_json, to_json
@@ -38,12 +38,12 @@ def read_graph_set(path: Path, start: int = 0, stop: int | None = None) -> list[
     graphs = []
     with _open(path) as file:
         for number, line in enumerate(islice(file, start, stop), start + 1):
+            where = f"{path}: line {number}"
+            data = parse_json(line, where)
             try:
-                graphs.append(from_json(json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from None
+                graphs.append(from_json(data))
             except UserError as error:
-                raise UserError(f"{path}: line {number}: {error}") from None
+                raise UserError(f"{where}: {error}") from None
     return graphs
 
 

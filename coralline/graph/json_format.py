@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from coralline.errors import UserError, read_text
+from coralline.errors import UserError, parse_json, read_text
 from coralline.files import write_text
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
 
@@ -34,13 +34,7 @@ def read_json(path: Path) -> ComputeGraph:
     Raises:
         UserError: The file is missing, is not JSON, or breaks the schema; names file and node.
     """
-    text = read_text(path, "a graph JSON file")
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: is not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-        ) from None
+    data = parse_json(read_text(path, "a graph JSON file"), str(path))
     try:
         return from_json(data)
     except UserError as error:
@@ -212,8 +206,9 @@ def _milliseconds(node: dict[str, Any], where: str) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{where}: compute_ms is {value!r}, not a number")
-    if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"{where}: compute_ms is {value!r}; it must be finite and 0 or more")
+    # The limit, eleven days, keeps every sum over a graph finite.
+    if not 0 <= value < 1e9:
+        raise UserError(f"{where}: compute_ms is {value!r}; it must be 0 or more and below 1e9")
     return float(value)
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coralline.staging.orders import stack_order
-from coralline.staging.problem import Effort, Proposal, StagingProblem, register
+from coralline.devices.model import MIB
+from coralline.graph.compute_graph import MODEL_INPUT
+from coralline.staging.orders import least_live_order, stack_order
+from coralline.staging.problem import Effort, Proposal, StagingProblem, evaluate, register
+
+LATENCY_DIFFERENCE_MS = 1.0
+"""libcoral stops where the bounds on the slowest segment are this close (diff_threshold_ns)."""
 
 
 @register("uniform", version="1")
@@ -14,6 +20,29 @@ def uniform(problem: StagingProblem, effort: Effort) -> Proposal:
     n, k = problem.graph.n_nodes, problem.n_stages
     stage = np.empty(n, np.int64)
     stage[problem.graph.topological_order] = np.arange(n) * k // n
+    return Proposal(stage)
+
+
+@register("greedy", version="1")
+def greedy(problem: StagingProblem, effort: Effort) -> Proposal:
+    """One pass over the topological order that fills stages to an even share.
+
+    A stage takes operators until the next one would bring it further from its share of what is
+    left, counted in parameter bytes for `peak-memory` and in compute time otherwise; transfers
+    are not looked at.
+    """
+    order = problem.graph.topological_order
+    n, k = problem.graph.n_nodes, problem.n_stages
+    cost = problem.graph.param_bytes if problem.objective == "peak-memory" else problem.node_ms
+    before = np.concatenate([[0.0], np.cumsum(cost[order])])
+    stage = np.full(n, k - 1, np.int64)
+    begin = 0
+    for s in range(k - 1):
+        share = before[begin] + (before[n] - before[begin]) / (k - s)
+        ends = np.arange(begin + 1, n - (k - 1 - s) + 1)
+        end = int(ends[np.argmin(np.abs(before[ends] - share))])
+        stage[order[begin:end]] = s
+        begin = end
     return Proposal(stage)
 
 
@@ -32,6 +61,75 @@ def topo_dp(problem: StagingProblem, effort: Effort) -> Proposal:
     return Proposal(split_order(problem, problem.graph.topological_order))
 
 
+@register("topo-dp-orders", version="1", load=load_split)
+def topo_dp_orders(problem: StagingProblem, effort: Effort) -> Proposal:
+    """The best split of four orders: the graph's own, depth first, by level, least live bytes."""
+    from coralline.staging.split import split_order
+
+    graph = problem.graph
+    orders = (
+        graph.topological_order,
+        stack_order(graph),
+        np.argsort(graph.level, kind="stable"),
+        least_live_order(graph),
+    )
+    stages = (split_order(problem, order) for order in orders)
+    return Proposal(min(stages, key=lambda stage: evaluate(problem, stage).value))
+
+
+@register("pipedream", version="1")
+def pipedream(problem: StagingProblem, effort: Effort) -> Proposal:
+    """PipeDream's dynamic programme over layers, for inference, one level, no replication.
+
+        A(j, m) = min over i of max( A(i, m - 1), transfer(i), compute(i + 1 .. j) )
+
+    It takes transfers to overlap with compute, so the slowest of all computations and transfers
+    counts and their sum within a stage does not; whatever the problem's objective is, that is
+    what it minimises. Source: Narayanan et al., SOSP 2019, section 3.1, and
+    optimizer/optimizer_graph_hierarchical.py of https://github.com/msr-fiddle/pipedream.
+
+    What differs: the layers are the operators in topological order where the authors' program
+    takes the antichains of the graph, of which wide graphs have too many; a transfer is what the
+    host fetches and sends, once, for all tensors open between i and i + 1, where training moves
+    the activations and their gradients; and there is no memory limit.
+    """
+    graph, device, k = problem.graph, problem.device, problem.n_stages
+    n, order = graph.n_nodes, graph.topological_order
+    position = np.empty(n, np.int64)
+    position[order] = np.arange(n)
+    inner = graph.tensor_producer != MODEL_INPUT
+    written = position[graph.tensor_producer[inner]]
+    read = written.copy()
+    number = np.cumsum(inner) - 1
+    reading = inner[graph.consumer_tensor]
+    np.maximum.at(read, number[graph.consumer_tensor[reading]], position[graph.consumers[reading]])
+    ms = graph.tensor_bytes[inner] / MIB * (device.in_ms_per_mib + device.out_ms_per_mib)
+    # What is open after i: written at i or earlier, read later.
+    opened = np.bincount(written, ms, minlength=n) - np.bincount(read, ms, minlength=n)
+    transfer = np.maximum(np.cumsum(opened), 0.0)
+    before = np.concatenate([[0.0], np.cumsum(problem.node_ms[order])])
+
+    # least[j], came[m][j]: the first j operators on m stages, and where the last one begins.
+    least = np.concatenate([[np.inf], before[1:]])
+    came = []
+    for _ in range(1, k):
+        previous, least = least, np.full(n + 1, np.inf)
+        begins = np.zeros(n + 1, np.int64)
+        reached = np.concatenate([[np.inf], np.maximum(previous[1:], transfer)])
+        for j in range(1, n + 1):
+            slowest = np.maximum(reached[:j], before[j] - before[:j])
+            begins[j] = np.argmin(slowest)
+            least[j] = slowest[begins[j]]
+        came.append(begins)
+    stage = np.zeros(n, np.int64)
+    end = n
+    for s in range(k - 1, 0, -1):
+        begin = int(came[s - 1][end])
+        stage[order[begin:end]] = s
+        end = begin
+    return Proposal(stage)
+
+
 @register("edgetpu-compiler", version="1")
 def edgetpu_compiler(problem: StagingProblem, effort: Effort) -> Proposal:
     """The documented parameter-count rule of Coral's compiler and libcoral.
@@ -46,11 +144,13 @@ def edgetpu_compiler(problem: StagingProblem, effort: Effort) -> Proposal:
     fewer than K - 1 operators come before the first output. Here a segment takes at least one
     operator, and the first output may then lie in an earlier segment.
     """
+    return Proposal(_by_parameter_count(problem, stack_order(problem.graph)))
+
+
+def _by_parameter_count(problem: StagingProblem, order: NDArray[np.int64]) -> NDArray[np.int64]:
     graph, k = problem.graph, problem.n_stages
-    order = stack_order(graph)
     average = int(graph.param_bytes.sum()) // k + 1
-    first_output = next(i for i, v in enumerate(order) if not graph.successors[v])
-    before_last = max(first_output, k - 1)
+    before_last = _operators_before_last(problem, order)
     stage = np.full(graph.n_nodes, k - 1, np.int64)
     i = 0
     for segment in range(k - 1):
@@ -61,4 +161,138 @@ def edgetpu_compiler(problem: StagingProblem, effort: Effort) -> Proposal:
             held += int(graph.param_bytes[order[i]])
             stage[order[i]] = segment
             i += 1
+    return stage
+
+
+def _operators_before_last(problem: StagingProblem, order: NDArray[np.int64]) -> int:
+    """How many operators of the order come before the last segment's own ones, at most."""
+    successors = problem.graph.successors
+    first_output = next(i for i, v in enumerate(order) if not successors[v])
+    return max(first_output, problem.n_stages - 1)
+
+
+@register("libcoral-profiling", version="1")
+def libcoral_profiling(problem: StagingProblem, effort: Effort) -> Proposal:
+    """libcoral's bisection on the latency that every segment should meet.
+
+    It starts from the parameter-count rule, whose fastest and slowest segments are the bounds.
+    For the mean of the bounds every segment but the last takes the longest run of operators,
+    in libcoral's depth-first order, that is no slower; a segment is shortened where the ones
+    after it cannot follow. If the last segment, which takes the rest, is fast enough, the mean
+    becomes the upper bound, else the lower one, until they differ by LATENCY_DIFFERENCE_MS or
+    less. It balances latency whatever the problem's objective is. Source:
+    `BisectPartition` and `ProfilingBasedPartitioner` in
+    https://github.com/google-coral/libcoral, coral/tools/partitioner.
+
+    What differs: libcoral compiles every candidate and times its segments on attached Edge TPUs;
+    here the device model says how long a segment takes, so nothing is profiled. Where libcoral
+    leaves everything as it is (bounds close from the start) or gives up (nothing better found),
+    this returns the segments of the parameter-count rule. As there, the model's first output
+    stays in the last segment unless too few operators come before it.
+    """
+    k = problem.n_stages
+    order = stack_order(problem.graph)
+    before_last = _operators_before_last(problem, order)
+    segment_ms = _SegmentLatency(problem, order)
+    start = _by_parameter_count(problem, order)
+    times = evaluate(problem, start).stage_ms
+    lower, upper = float(times.min()), float(times.max())
+    best = None
+    while upper - lower > LATENCY_DIFFERENCE_MS:
+        target = (lower + upper) / 2
+        ends = _longest_runs(segment_ms, k, before_last, target)
+        last = segment_ms(ends[-1])[-1] if ends is not None else np.inf
+        if last < target:
+            best, upper = ends, target
+        else:
+            if last < upper:
+                best, upper = ends, last
+            lower = target
+    if best is None:
+        return Proposal(start)
+    stage = np.empty(len(order), np.int64)
+    stage[order] = np.searchsorted(best, np.arange(len(order)), side="right")
     return Proposal(stage)
+
+
+def _longest_runs(
+    segment_ms: _SegmentLatency, k: int, before_last: int, target: float
+) -> list[int] | None:
+    """Where the first k - 1 segments end, at least one of them."""
+    ends: list[int] = []
+    # The end from which each open segment goes on looking, and what is known not to work.
+    limits = [before_last - (k - 2)]
+    failed = set()
+    while len(ends) < k - 1:
+        s, begin = len(ends), ends[-1] if ends else 0
+        times = segment_ms(begin)
+        end = next(
+            (
+                end
+                for end in range(limits[-1], begin, -1)
+                if times[end - begin - 1] <= target and (s, end) not in failed
+            ),
+            None,
+        )
+        if end is not None:
+            ends.append(end)
+            limits.append(before_last - (k - 3 - s))
+        elif ends:
+            failed.add((s - 1, ends[-1]))
+            limits.pop()
+            limits[-1] = ends.pop() - 1
+        else:
+            return None
+    return ends
+
+
+class _SegmentLatency:
+    """The stage time of every run of an order, as the device model has it."""
+
+    def __init__(self, problem: StagingProblem, order: NDArray[np.int64]) -> None:
+        self._problem, self._order = problem, order.tolist()
+        graph = problem.graph
+        self._written: list[list[int]] = [[] for _ in self._order]
+        self._read: list[list[int]] = [[] for _ in self._order]
+        for t, v in enumerate(graph.tensor_producer.tolist()):
+            if v != MODEL_INPUT:
+                self._written[v].append(t)
+        for t, v in zip(graph.consumer_tensor.tolist(), graph.consumers.tolist(), strict=True):
+            self._read[v].append(t)
+        self._n_readers = np.diff(graph.consumer_start).tolist()
+        mib = graph.tensor_bytes / MIB
+        self._in_ms = (mib * problem.device.in_ms_per_mib).tolist()
+        self._out_ms = (mib * problem.device.out_ms_per_mib).tolist()
+        self._known: dict[int, list[float]] = {}
+
+    def __call__(self, begin: int) -> list[float]:
+        """The times, in ms, of the runs from `begin` with 1, 2, ... operators."""
+        if begin not in self._known:
+            self._known[begin] = self._times(begin)
+        return self._known[begin]
+
+    def _times(self, begin: int) -> list[float]:
+        graph, device = self._problem.graph, self._problem.device
+        node_ms, param_bytes = self._problem.node_ms, graph.param_bytes
+        busy, params = device.stage_overhead_ms, 0
+        inside: dict[int, int] = {}
+        times = []
+        for v in self._order[begin:]:
+            for t in self._read[v]:
+                if t not in inside:
+                    # Sent here once; not made here, so never fetched from here.
+                    busy += self._in_ms[t]
+                    inside[t] = -1
+                elif inside[t] > 0:
+                    inside[t] -= 1
+                    if inside[t] == 0 and not graph.tensor_is_output[t]:
+                        busy -= self._out_ms[t]
+            for t in self._written[v]:
+                inside[t] = self._n_readers[t]
+                if inside[t] or graph.tensor_is_output[t]:
+                    busy += self._out_ms[t]
+            busy += float(node_ms[v])
+            params += int(param_bytes[v])
+            beyond = max(params - device.parameter_cache_bytes, 0)
+            times.append(busy + beyond / MIB * device.stream_ms_per_mib)
+        return times

@@ -1,7 +1,9 @@
-"""Planners that prove how good their plan is: CP-SAT, and HiGHS on the integer linear programme.
+"""Planners that prove how good their plan is.
 
-Both solve one formulation over the cumulative binaries of RESPECT's exact method (Yin et al.,
-arXiv 2304.04716; its linear programme is public in Yu-Maryland/Differentiable_Scheduler_ICML24):
+`exact` searches over down-sets (coralline.staging.ideals); `auto` does the same, with the
+policy's help where that takes long. CP-SAT, and HiGHS on the integer linear programme, solve one
+formulation over the cumulative binaries of RESPECT's exact method (Yin et al., arXiv 2304.04716;
+its linear programme is public in Yu-Maryland/Differentiable_Scheduler_ICML24):
 
     y[v, s] = 1 when operator v is in stage s or earlier,    x[v, s] = y[v, s] - y[v, s - 1]
 
@@ -23,7 +25,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -47,6 +49,13 @@ _MARGIN = 1e-7
 
 _FIRST_ORDERS = 15
 
+_ALONE, _ALONE_S = 0.1, 1.0
+"""Share of the time, and seconds at most, in which `auto` leaves the policy aside."""
+
+_POLICY_S = 10.0
+"""Below this time limit `auto` does without the policy: its decoder takes about that long to
+compile, once."""
+
 
 def _load_cpsat() -> Any:
     """The module of CP-SAT, usable beside TensorFlow.
@@ -68,6 +77,44 @@ def _load_highs() -> None:
     load_split()
     import scipy.optimize
     import scipy.sparse  # noqa: F401
+
+
+def _load_ideals() -> None:
+    from coralline.staging.ideals import compile_search
+
+    compile_search()
+
+
+@register("exact", version="1", load=_load_ideals)
+def exact(problem: StagingProblem, effort: Effort) -> Proposal:
+    """The optimum by search over down-sets, or the best plan and bound when time is up."""
+    from coralline.staging.ideals import Search
+
+    deadline = perf_counter() + effort.time_limit_s
+    search = Search(problem, effort.seed)
+    search.run(deadline)
+    return Proposal(search.stage, search.bound)
+
+
+@register("auto", version="1", load=_load_ideals)
+def auto(problem: StagingProblem, effort: Effort) -> Proposal:
+    """The best plan and bound of all means: `exact`, and where that takes long the policy.
+
+    The policy's plan gives the search over orders and down-sets another start.
+    """
+    from coralline.staging.ideals import Search, order_of
+    from coralline.staging.policy import load_decoder, policy
+
+    start = perf_counter()
+    deadline = start + effort.time_limit_s
+    search = Search(problem, effort.seed)
+    search.run(start + min(effort.time_limit_s * _ALONE, _ALONE_S))
+    if not search.proven and effort.time_limit_s >= _POLICY_S:
+        load_decoder()
+        proposal = policy(problem, replace(effort, time_limit_s=effort.time_limit_s * _ALONE))
+        search.offer(order_of(problem, proposal.stage))
+    search.run(deadline)
+    return Proposal(search.stage, search.bound)
 
 
 @register("exact-cpsat", version="1", load=_load_cpsat)

@@ -18,8 +18,8 @@ from coralline.devices.model import MIB, load_device
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.staging.problem import StagingProblem
 
-_BOTTLENECK, _LATENCY, _PEAK = 0, 1, 2
-_MODE = {"bottleneck": _BOTTLENECK, "latency": _LATENCY, "peak-memory": _PEAK}
+BOTTLENECK, LATENCY, PEAK = 0, 1, 2
+_MODE = {"bottleneck": BOTTLENECK, "latency": LATENCY, "peak-memory": PEAK}
 
 
 def split_order(problem: StagingProblem, order: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -29,7 +29,7 @@ def split_order(problem: StagingProblem, order: NDArray[np.int64]) -> NDArray[np
         order: int64 (V,): a topological order of the problem's graph.
     """
     # A copy, since the kernel is compiled apart for arrays that are read-only.
-    stage, _ = _split(np.array(order, np.int64), *split_arguments(problem))
+    stage, _ = _split(np.array(order, np.int64), np.inf, *split_arguments(problem))
     return stage
 
 
@@ -39,7 +39,23 @@ def split_value(arguments: tuple[Any, ...], order: NDArray[np.int64]) -> float:
     Args:
         arguments: `split_arguments` of the problem.
     """
-    return float(_split(np.array(order, np.int64), *arguments)[1])
+    return float(_split(np.array(order, np.int64), np.inf, *arguments)[1])
+
+
+def search_orders(
+    arguments: tuple[Any, ...], order: NDArray[np.int64], steps: int, seed: int
+) -> NDArray[np.int64]:
+    """A topological order, int64 (V,), whose best split is at least as good as that of `order`.
+
+    Local search: the order in which a few operators are due is changed at random, the order is
+    made topological by taking the ready operator that is due first, and it stays if its split
+    is not worse. Before the first step a breadth-first and a depth-first order are tried.
+
+    Args:
+        arguments: `split_arguments` of the problem.
+        steps: Orders to try.
+    """
+    return _search_orders(np.array(order, np.int64), steps, seed, *arguments)
 
 
 @cache
@@ -50,6 +66,7 @@ def compile_split() -> None:
     )
     problem = StagingProblem(graph, 1, load_device("edgetpu-usb"))
     split_order(problem, graph.topological_order)
+    search_orders(split_arguments(problem), graph.topological_order, 0, 0)
 
 
 def split_arguments(problem: StagingProblem) -> tuple[Any, ...]:
@@ -75,6 +92,7 @@ def split_arguments(problem: StagingProblem) -> tuple[Any, ...]:
 @numba.njit(cache=True, nogil=True)
 def _split(  # type: ignore[no-untyped-def]
     order,
+    upper,
     n_stages,
     mode,
     node_ms,
@@ -158,17 +176,17 @@ def _split(  # type: ignore[no-untyped-def]
             for c in range(close_start[p], close_start[p + 1]):
                 if close_producer[c] >= i:
                     moved -= close_ms[c]
-            if mode == _PEAK:
+            if mode == PEAK:
                 floor = cost = params
             else:
                 floor = compute + max(params - cache_bytes, 0.0) * stream_ms
                 cost = floor + moved
             # Both parts of the floor only grow with p.
-            if mode != _LATENCY and floor > best[n_stages, n]:
+            if mode != LATENCY and floor > min(best[n_stages, n], upper):
                 break
             for s in range(min(n_stages, i + 1)):
                 before = best[s, i]
-                value = before + cost if mode == _LATENCY else max(before, cost)
+                value = before + cost if mode == LATENCY else max(before, cost)
                 if value < best[s + 1, p + 1]:
                     best[s + 1, p + 1] = value
                     came_from[s + 1, p + 1] = i
@@ -181,3 +199,108 @@ def _split(  # type: ignore[no-untyped-def]
             stage[order[p]] = s - 1
         end = start
     return stage, best[n_stages, n]
+
+
+@numba.njit(cache=True, nogil=True)
+def _search_orders(  # type: ignore[no-untyped-def]
+    order,
+    steps,
+    seed,
+    n_stages,
+    mode,
+    node_ms,
+    param_bytes,
+    producer,
+    consumer_start,
+    consumers,
+    is_output,
+    in_ms,
+    out_ms,
+    overhead_ms,
+    cache_bytes,
+    stream_ms,
+):
+    np.random.seed(seed)
+    n = len(order)
+    first_read = np.zeros(n + 1, np.int64)
+    waits = np.zeros(n, np.int64)
+    for t in range(len(producer)):
+        if producer[t] >= 0:
+            # Tensors are in the order of their producers.
+            first_read[producer[t] + 1] = consumer_start[t + 1]
+            for c in range(consumer_start[t], consumer_start[t + 1]):
+                waits[consumers[c]] += 1
+        else:
+            first_read[0] = consumer_start[t + 1]
+    due = np.empty(n, np.float64)
+    level = np.zeros(n, np.float64)
+    for p in range(n):
+        v = order[p]
+        due[v] = p
+        for c in range(first_read[v], first_read[v + 1]):
+            level[consumers[c]] = max(level[consumers[c]], level[v] + 1)
+    best_order, best, trial = order, np.inf, due
+    for step in range(-3, steps):
+        depth_first = step == -1
+        if step == -2:
+            trial = level
+        elif step >= 0:
+            trial = due.copy()
+            reach = n * 0.5 ** (8 * np.random.random())
+            for _ in range(1 + np.random.randint(4)):
+                trial[np.random.randint(n)] += reach * np.random.normal()
+        found = _due_order(trial, depth_first, first_read, consumers, waits)
+        _, value = _split(
+            found,
+            best,
+            n_stages,
+            mode,
+            node_ms,
+            param_bytes,
+            producer,
+            consumer_start,
+            consumers,
+            is_output,
+            in_ms,
+            out_ms,
+            overhead_ms,
+            cache_bytes,
+            stream_ms,
+        )
+        if value < best or (value == best and step >= 0):
+            best_order, best = found, value
+            for p in range(n):
+                due[found[p]] = p
+    return best_order
+
+
+@numba.njit(cache=True, nogil=True)
+def _due_order(due, depth_first, first_read, consumers, all_waits):  # type: ignore[no-untyped-def]
+    """The topological order of the ready node that is due first, or was ready last."""
+    n = len(due)
+    waits = all_waits.copy()
+    ready = np.empty(n, np.int64)
+    n_ready = 0
+    for v in range(n):
+        if waits[v] == 0:
+            ready[n_ready] = v
+            n_ready += 1
+    order = np.empty(n, np.int64)
+    for p in range(n):
+        pick = n_ready - 1
+        if not depth_first:
+            for i in range(n_ready):
+                x, y = ready[i], ready[pick]
+                if due[x] < due[y] or (due[x] == due[y] and x < y):
+                    pick = i
+        v = ready[pick]
+        n_ready -= 1
+        ready[pick] = ready[n_ready]
+        order[p] = v
+        for c in range(first_read[v], first_read[v + 1]):
+            w = consumers[c]
+            waits[w] -= 1
+            if waits[w] == 0:
+                ready[n_ready] = w
+                n_ready += 1
+    return order

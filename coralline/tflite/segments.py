@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coralline.errors import UserError, read_text
+from coralline.errors import UserError, parse_json, read_text
 from coralline.files import write_text
 
 SCHEMA = "coralline.segments/v1"
@@ -82,9 +82,8 @@ class SegmentSet:
         path = folder / MANIFEST
         if folder.is_dir() and not path.exists():
             raise UserError(f"{folder}: holds no {MANIFEST}; make it with `coralline split`")
-        text = read_text(path, "a folder that `coralline split` wrote")
+        data = parse_json(read_text(path, "a folder that `coralline split` wrote"), str(path))
         try:
-            data = json.loads(text)
             if data["schema"] != SCHEMA:
                 raise UserError(f"{path}: schema {data['schema']!r}; this version reads {SCHEMA}")
             segments = tuple(
@@ -102,10 +101,12 @@ class SegmentSet:
                 plan=data["plan"],
                 bit_equal_inputs=data["bit_equal_inputs"],
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: is damaged ({error!r}); run `coralline split` again"
             ) from None
+        if not segments:
+            raise UserError(f"{path}: names no segments; run `coralline split` again")
         for file in (found.model_file, *(segment.file for segment in segments)):
             if not (folder / file).is_file():
                 raise UserError(f"{folder / file}: is missing; run `coralline split` again")

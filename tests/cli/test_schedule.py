@@ -31,7 +31,9 @@ def coralline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return run
 
 
-@pytest.mark.parametrize("planner", ["exact-cpsat", "exact-milp", "topo-dp", "uniform"])
+@pytest.mark.parametrize(
+    "planner", ["auto", "exact", "exact-cpsat", "exact-milp", "topo-dp", "uniform"]
+)
 def test_json_is_one_object_with_the_plan(coralline: Run, planner: str) -> None:
     code, out, _ = coralline(
         *("schedule", RESNET50, "--stages", "4", "--objective", "peak-memory"),

@@ -26,7 +26,7 @@ def test_bad_files_are_named_with_their_line(tmp_path: Path) -> None:
     write_graph_set(path, synthetic.generate("respect", 2, 5, 0))
     whole = path.read_text()
     path.write_text(whole + whole.splitlines()[0][:50])
-    with pytest.raises(UserError, match="line 3 is not JSON"):
+    with pytest.raises(UserError, match="line 3: is not JSON"):
         read_graph_set(path)
     path.write_text(whole + '{"nodes": []}\n')
     with pytest.raises(UserError, match="line 3: `edges` is missing"):

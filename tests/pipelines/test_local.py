@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from coralline.errors import DeviceError, UserError
@@ -103,3 +105,30 @@ def test_lines_that_two_steps_shared() -> None:
 def test_code_version_is_stable() -> None:
     assert local.code_version() == local.code_version()
     assert len(local.code_version()) == 12
+
+
+def test_a_changed_file_is_not_taken_from_an_earlier_run(compiled: Path, tmp_path: Path) -> None:
+    file = tmp_path / "word"
+    file.write_text("one")
+    events: list[local.Event] = []
+    for expected in ("started", "reused"):
+        events.clear()
+        local.run_pipeline(str(compiled), {"words": [str(file)]}, on_event=events.append)
+        assert (expected, "shout") in {(event.kind, event.step) for event in events}
+    file.write_text("two")
+    events.clear()
+    local.run_pipeline(str(compiled), {"words": [str(file)]}, on_event=events.append)
+    assert "reused" not in {event.kind for event in events}
+
+
+def test_a_run_ends_with_the_process_that_started_it(compiled: Path, home: Path) -> None:
+    code = f"from pipelines.local import run_pipeline; run_pipeline({str(compiled)!r}, {{}})"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    limit = time.monotonic() + 60
+    while not (logs := list(home.glob("runs/*/pipeline.log"))) and time.monotonic() < limit:
+        time.sleep(0.05)
+    [runner] = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    runner.wait(timeout=30)
+    assert not (logs[0].parent / "outcome.json").exists()

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import replace
 from time import sleep
 
 import numpy as np
 import pytest
-from graph_strategies import problems
+from graph_strategies import feasible_stagings, problems
 from hypothesis import given
 
 from coralline.devices.model import MIB, load_device
@@ -62,18 +61,6 @@ def slow_stage_ms(problem: StagingProblem, stage: tuple[int, ...]) -> list[float
         ms += max(params - device.parameter_cache_bytes, 0) / MIB * device.stream_ms_per_mib
         times.append(ms)
     return times
-
-
-def feasible_stagings(problem: StagingProblem) -> list[tuple[int, ...]]:
-    def ok(stage: tuple[int, ...]) -> bool:
-        try:
-            check(problem, stage)
-        except PlanError:
-            return False
-        return True
-
-    everything = itertools.product(range(problem.n_stages), repeat=problem.graph.n_nodes)
-    return [stage for stage in everything if ok(stage)]
 
 
 @given(problems(max_nodes=5))
@@ -177,9 +164,15 @@ def test_an_unknown_planner_is_refused_with_the_names() -> None:
         make_plan(problem, "magic")
 
 
+RULES = (
+    *("edgetpu-compiler", "greedy", "libcoral-profiling", "pipedream", "topo-dp"),
+    *("topo-dp-orders", "uniform"),
+)
+
+
 @given(problems(max_nodes=7))
 def test_every_rule_gives_a_feasible_plan_with_a_valid_bound(problem: StagingProblem) -> None:
-    for planner in ("uniform", "topo-dp", "edgetpu-compiler"):
+    for planner in RULES:
         try:
             plan = make_plan(problem, planner)
         except PlanError as error:
@@ -203,9 +196,7 @@ def test_loading_libraries_is_not_time_to_solve(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_planners_are_registered_by_name() -> None:
-    assert {"exact-cpsat", "exact-milp", "edgetpu-compiler", "topo-dp", "uniform"} <= set(
-        planner_names()
-    )
+    assert {"annealing", "brkga", "exact-cpsat", "exact-milp", *RULES} <= set(planner_names())
     assert OBJECTIVES == ("bottleneck", "peak-memory", "latency")
 
 
@@ -220,6 +211,8 @@ def test_a_plan_file_that_lacks_something_is_refused() -> None:
         Plan.from_json({k: v for k, v in data.items() if k not in ("graph_digest", "stage")})
     with pytest.raises(UserError, match="`stage` must be a list of whole numbers"):
         Plan.from_json({**data, "stage": [0, 0.5, 1, 1]})
+    with pytest.raises(UserError, match="`value` must be a number"):
+        Plan.from_json({**data, "value": float("nan")})
 
 
 def test_a_plan_belongs_to_its_graph() -> None:

@@ -1,0 +1,92 @@
+"""The arguments that a person gives a pipeline, checked against what it takes."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from coralline.errors import UserError
+
+
+def read_arguments(name: str, settings: list[str]) -> dict[str, Any]:
+    """Arguments of a pipeline, `code_version` among them where it takes one.
+
+    Args:
+        name: Of a pipeline, or path of a compiled one (.yaml).
+        settings: NAME=VALUE each; VALUE is YAML.
+
+    Raises:
+        UserError: An argument is malformed, unknown, of the wrong type, or missing.
+    """
+    from pipelines.local import code_version
+
+    pipeline = _load(name)
+    inputs = pipeline.component_spec.inputs or {}
+    given = dict(_parsed(setting) for setting in settings)
+    if "code_version" in inputs:
+        given.setdefault("code_version", code_version())
+    for key, value in given.items():
+        if key not in inputs:
+            raise UserError(
+                f"pipeline {name} has no argument {key!r}; it has {', '.join(sorted(inputs))}"
+            )
+        given[key] = _typed(key, value, inputs[key].type, _items(pipeline, key))
+    missing = [k for k, spec in inputs.items() if not spec.optional and k not in given]
+    if missing:
+        raise UserError(f"pipeline {name} needs --set {missing[0]}=VALUE; it has no default")
+    return given
+
+
+def _parsed(setting: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise UserError(f"--set {setting}: write NAME=VALUE")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {setting}: the value is not YAML") from None
+
+
+def _load(name: str) -> Any:
+    if not name.endswith((".yaml", ".yml")):
+        from pipelines.registry import load_pipeline
+
+        return load_pipeline(name)
+    from pathlib import Path
+
+    from kfp import components
+
+    if not Path(name).is_file():
+        raise UserError(f"{name}: no such file; make it with `coralline pipeline compile`")
+    try:
+        return components.load_component_from_file(name)
+    except Exception as error:  # KFP and its YAML reader raise many kinds
+        raise UserError(
+            f"{name}: is no compiled pipeline ({error}); make it with `coralline pipeline compile`"
+        ) from None
+
+
+def _items(pipeline: Any, key: str) -> type | None:
+    # Of a list; the compiled form has forgotten it.
+    function = getattr(pipeline, "pipeline_func", None)
+    annotation = function.__annotations__.get(key) if function else None
+    return next(iter(get_args(annotation)), None)
+
+
+def _typed(key: str, value: Any, wanted: str, items: type | None) -> Any:
+    from kfp.dsl.types import type_utils
+
+    whole, double = (type_utils.get_parameter_type(t) for t in (int, float))
+    parameter, given = (type_utils.get_parameter_type(t) for t in (wanted, type(value)))
+    if (parameter, given) == (double, whole):
+        return float(value)
+    if parameter != given:
+        raise UserError(f"--set {key}: {value!r} is not of type {wanted}")
+    if isinstance(value, list) and items is not None:
+        for item in value:
+            if type(item) is not items and (items, type(item)) != (float, int):
+                raise UserError(
+                    f"--set {key}: {item!r} in the list is not of type {items.__name__}"
+                )
+    return value

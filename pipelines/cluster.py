@@ -1,0 +1,95 @@
+"""What the steps of a pipeline ask of a cluster. A run on this machine leaves all of it out."""
+
+from __future__ import annotations
+
+import os
+
+from kfp import dsl, kubernetes
+
+from coralline.errors import UserError
+
+MLFLOW_SECRET = "coralline-mlflow"
+"""Secret with the key `uri` of the tracking server, and `username` and `password` if it asks."""
+
+S3_SECRET = "coralline-s3"
+"""Secret with `access-key`, `secret-key` and `endpoint`; only for an MLflow server whose
+clients reach its artifact store themselves."""
+
+ACCELERATOR = "CORALLINE_ACCELERATOR"
+"""Environment variable, read when a pipeline is compiled: RESOURCE or RESOURCE=COUNT, the device
+plugin's resource that the measuring step asks for, as in `smarter-devices/apex_0=2`."""
+
+NODE_SELECTOR = "CORALLINE_NODE_SELECTOR"
+"""Likewise: LABEL=VALUE of the nodes that the measuring step may run on."""
+
+TOLERATION = "CORALLINE_TOLERATION"
+"""Likewise: KEY of the NoSchedule taint that the measuring step tolerates."""
+
+
+def needs(task: dsl.PipelineTask, *, cpu: str, memory: str, minutes: int) -> dsl.PipelineTask:
+    """Reserve room for a step and bound its time.
+
+    The pipeline's values leave room above the peaks of a run of its default models: 1.0 GiB for
+    training, 0.4 GiB for planning, 0.3 GiB for each validation, 0.3 GiB for the rest.
+
+    Args:
+        cpu: Reserved, with no limit: a throttled solver or measurement tells a wrong time.
+        memory: Reserved, and the limit.
+        minutes: After which the step's pod is ended.
+    """
+    task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
+    return kubernetes.set_timeout(task, 60 * minutes)
+
+
+def may_retry(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Try a step twice more: what it needs outside the cluster may be away for a while."""
+    return task.set_retry(
+        2, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s"
+    )
+
+
+def with_tracking(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give a step MLflow's address and credentials.
+
+    Without the secret its pod does not start: a record in a pod's own files would be lost.
+    """
+    kubernetes.use_secret_as_env(task, MLFLOW_SECRET, {"uri": "MLFLOW_TRACKING_URI"})
+    kubernetes.use_secret_as_env(
+        task,
+        MLFLOW_SECRET,
+        {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
+        optional=True,
+    )
+    return kubernetes.use_secret_as_env(
+        task,
+        S3_SECRET,
+        {
+            "access-key": "AWS_ACCESS_KEY_ID",
+            "secret-key": "AWS_SECRET_ACCESS_KEY",
+            "endpoint": "MLFLOW_S3_ENDPOINT_URL",
+        },
+        optional=True,
+    )
+
+
+def near_boards(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Send a step to nodes with boards, where the environment says which.
+
+    Raises:
+        UserError: One of the environment variables is malformed.
+    """
+    if wanted := os.environ.get(ACCELERATOR):
+        resource, _, count = wanted.partition("=")
+        if "/" not in resource or not (count or "1").isdigit() or int(count or 1) < 1:
+            raise UserError(
+                f"{ACCELERATOR}={wanted}: write VENDOR/RESOURCE or VENDOR/RESOURCE=COUNT"
+            )
+        task.set_accelerator_type(resource).set_accelerator_limit(int(count or 1))
+    if wanted := os.environ.get(NODE_SELECTOR):
+        label, _, value = wanted.partition("=")
+        if not (label and value):
+            raise UserError(f"{NODE_SELECTOR}={wanted}: write LABEL=VALUE")
+        kubernetes.add_node_selector(task, label, value)
+    if wanted := os.environ.get(TOLERATION):
+        kubernetes.add_toleration(task, key=wanted, operator="Exists", effect="NoSchedule")
+    return task

@@ -105,7 +105,7 @@ def test_a_changed_field_is_seen(
     assert plan.gap > 0  # type: ignore[operator]
     changes = {field: wrong(plan.to_json()[field])}
     # What is no plan at all is refused when it is read.
-    with pytest.raises(UserError, match="the plan is wrong: |the plan's `"):
+    with pytest.raises(UserError, match=r"the plan is wrong: |the plan's `"):
         verify_plan(tampered(plan, **changes), problem.graph, problem.device)
 
 

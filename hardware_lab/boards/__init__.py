@@ -64,8 +64,9 @@ class Board(Protocol):
 
 def board_kinds() -> Mapping[str, type[Board]]:
     """The kinds that an inventory may name."""
+    from hardware_lab.boards.coral_local import CoralLocal
     from hardware_lab.boards.edgetpu_sim import SimulatedEdgeTpu
     from hardware_lab.boards.host import Host
     from hardware_lab.boards.ssh import Ssh
 
-    return {"edgetpu-sim": SimulatedEdgeTpu, "host": Host, "ssh": Ssh}
+    return {"coral-local": CoralLocal, "edgetpu-sim": SimulatedEdgeTpu, "host": Host, "ssh": Ssh}

@@ -5,7 +5,7 @@ imports nothing else of Coralline. It therefore repeats, in the Python of 2018, 
 `coralline.runtime.pipeline` and the count of `coralline.runtime.interpreter`; tests hold the two
 to the same answers.
 
-    python3 payload.py probe DELEGATE   print what the board is, as one line of JSON
+    python3 payload.py probe [DEVICE..] print what the board is; open these Edge TPUs
     python3 payload.py run              the supervisor: read a request, have a worker do it
     python3 payload.py work             the worker
 
@@ -214,25 +214,37 @@ def package_version(name: str) -> Any:
         return None
 
 
-def load_edgetpu(load_delegate: Any, stage: int) -> Any:
-    """The delegate of the accelerator number `stage`."""
+def load_edgetpu(load_delegate: Any, device: str) -> Any:
+    """The delegate of one accelerator, as libedgetpu selects it: `usb:0`, `pci:1`, `:0`."""
     try:
-        # Only the library opens the device; a file that cannot be loaded shows as OSError.
-        return load_delegate(EDGETPU_LIBRARY, {"device": f":{stage}"})
+        return load_delegate(EDGETPU_LIBRARY, {"device": device})
     except (OSError, ValueError) as error:
         why = str(error).strip() or "the library found no such device"
-        raise BoardError(f"Edge TPU {stage} cannot be opened ({why}): {EDGETPU_HINT}") from None
+        raise BoardError(f"Edge TPU {device} cannot be opened ({why}): {EDGETPU_HINT}") from None
+
+
+def make_interpreter(path: str, threads: int, device: str) -> Any:
+    """An interpreter on the CPU (`device` is empty) or an Edge TPU."""
+    interpreter_class, load_delegate, _, _ = load_runtime()
+    if not device:
+        return interpreter_class(model_path=path, num_threads=threads)
+    try:
+        # Google's; the package of that name on PyPI is another thing and lacks this module.
+        from pycoral.utils import edgetpu
+    except ImportError:
+        delegates = [load_edgetpu(load_delegate, device)]
+        return interpreter_class(
+            model_path=path, num_threads=threads, experimental_delegates=delegates
+        )
+    return edgetpu.make_interpreter(path, device=device)
 
 
 class Model:
     """One loaded .tflite file."""
 
-    def __init__(self, path: str, threads: int, delegates: Any = None) -> None:
-        interpreter_class = load_runtime()[0]
+    def __init__(self, path: str, threads: int, device: str = "") -> None:
         try:
-            self.interpreter = interpreter_class(
-                model_path=path, num_threads=threads, experimental_delegates=delegates
-            )
+            self.interpreter = make_interpreter(path, threads, device)
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             why = str(error).splitlines()[0]
@@ -311,19 +323,17 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     """The samples: see `coralline.runtime.pipeline.PipelineRun`."""
     import numpy as np
 
-    _, load_delegate, _, _ = load_runtime()
-    edgetpu = request["delegate"] == "edgetpu"
     files = os.path.dirname(os.path.abspath(__file__))
     stages = request["stages"]
     models = [
         Model(
             os.path.join(files, stage["file"]),
             request["threads_per_stage"],
-            [load_edgetpu(load_delegate, s)] if edgetpu else None,
+            request["devices"][s] if request["devices"] else "",
         )
         for s, stage in enumerate(stages)
     ]
-    if edgetpu:
+    if request["devices"]:
         prove_edgetpu(models)
     with np.load(os.path.join(files, request["references"]), allow_pickle=False) as kept:
         n_samples = int(kept["n_samples"])
@@ -380,6 +390,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "bit_equal": check.bit_equal,
         "largest_difference": check.largest_difference,
         "partitions": [model.partitions() for model in models],
+        "threads_per_stage": request["threads_per_stage"],
+        "devices": request["devices"],
         "board": board(),
         "conditions": {"before": before, "after": conditions()},
     }
@@ -543,11 +555,11 @@ def read(path: str) -> str:
         return ""
 
 
-def probe(delegate: str) -> None:
+def probe(devices: list[str]) -> None:
     """What the board is; fails when it lacks what a measurement needs."""
     found = board()
-    if delegate == "edgetpu":
-        load_edgetpu(load_runtime()[1], 0)
+    for device in devices:
+        load_edgetpu(load_runtime()[1], device)
     say(answer=found)
     sys.stdout.flush()
     os._exit(0)
@@ -561,7 +573,7 @@ def main() -> None:
         elif sys.argv[1] == "run":
             supervise()
         else:
-            probe(sys.argv[2])
+            probe(sys.argv[2:])
     except BoardError as failure:
         say(device_error=str(failure), retryable=failure.retryable)
     except OSError as error:

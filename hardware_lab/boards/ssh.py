@@ -13,7 +13,7 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,8 +27,8 @@ from coralline.runtime.child import Progress, converse
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import PipelineRun, open_segments
 from coralline.runtime.references import write_references
-from coralline.tflite.segments import Segment, SegmentSet
-from hardware_lab.boards import Task
+from coralline.tflite.segments import SegmentSet
+from hardware_lab.boards import Board, Task
 
 PAYLOAD = Path(__file__).with_name("payload.py")
 DELEGATES = ("none", "edgetpu")
@@ -118,8 +118,9 @@ class Ssh:
 
     def check(self) -> str:
         """Processor, cores, Python and runtime of the board, as it tells."""
-        payload = self._keep({_digest(PAYLOAD): PAYLOAD}, self._kept(), time_limit_s=COMMAND_S)
-        command = f"{self._python(payload)} probe {self.delegate}"
+        payload = self._keep({file_digest(PAYLOAD): PAYLOAD}, self._kept(), time_limit_s=COMMAND_S)
+        devices = ":0" if self.delegate == "edgetpu" else ""
+        command = f"{self._python(payload)} probe {devices}"
         found = self._converse(command, {}, time_limit_s=COMMAND_S)
         runtime = f"{found['runtime']} {found['versions'][found['runtime']] or ''}".strip()
         tpu = ", Edge TPU opens" if self.delegate == "edgetpu" else ""
@@ -129,98 +130,29 @@ class Ssh:
         """Send what the board lacks, run the pipeline there, and fetch the samples."""
         started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         segments = open_segments(task.path)
-        models = [self._file(segments, segment) for segment in segments.segments]
+        edgetpu = self.delegate == "edgetpu"
         with tempfile.TemporaryDirectory() as folder:
-            references = Path(folder) / "references.npz"
-            write_references(segments, references)
-            files = {_digest(path): path for path in (PAYLOAD, references, *models)}
+            references, models = references_and_models(segments, Path(folder), compiled=edgetpu)
+            files = {file_digest(path): path for path in (PAYLOAD, references, *models)}
             self._keep(
                 files, self._kept(), time_limit_s=self.time_limit_s, keep_open=task.keep_open
             )
-            request = {
-                "job": task.id,
-                "files": list(files),
-                "stages": [
-                    {"file": _digest(path), "inputs": s.inputs, "outputs": s.outputs}
-                    for path, s in zip(models, segments.segments, strict=True)
-                ],
-                "inputs": segments.inputs,
-                "outputs": segments.outputs,
-                "references": _digest(references),
-                "repetitions": task.repetitions,
-                "warmup": task.warmup,
-                "threads_per_stage": self.threads_per_stage,
-                "delegate": self.delegate,
-            }
+            request = make_request(
+                task,
+                segments,
+                references,
+                models,
+                threads_per_stage=self.threads_per_stage,
+                devices=[f":{stage}" for stage in range(len(models))] if edgetpu else [],
+            )
         answer = self._converse(
-            f"{self._python(_digest(PAYLOAD))} run",
+            f"{self._python(file_digest(PAYLOAD))} run",
             request,
             on_progress,
             time_limit_s=self.time_limit_s,
             keep_open=task.keep_open,
         )
-        return self._measurement(answer, segments, task, started_at)
-
-    def _measurement(
-        self, answer: Mapping[str, Any], segments: SegmentSet, task: Task, started_at: str
-    ) -> Measurement:
-        board, conditions = answer["board"], answer["conditions"]
-        run = PipelineRun(
-            warmup=answer["warmup"],
-            first_inference_ms=answer["first_inference_ms"],
-            latency_ms=np.array(answer["latency_ms"]),
-            full_latency_ms=np.array(answer["full_latency_ms"]),
-            wall_s=answer["wall_s"],
-            stage_busy_ms=np.array(answer["stage_busy_ms"]),
-            queue_wait_ms=np.array(answer["queue_wait_ms"]),
-            transfer_ms=np.array(answer["transfer_ms"]),
-            outputs_equal=answer["bit_equal"] or None,
-        )
-        return Measurement.of_run(
-            run,
-            segments,
-            id=task.id,
-            board=self.name,
-            board_kind=self.kind,
-            simulated=False,
-            processor=self._processor(answer["partitions"], segments),
-            meter=None,
-            started_at=started_at,
-            energy_mj_per_inference=None,
-            environment={
-                **board,
-                "load_1min_before": conditions["before"]["load_1min"],
-                "load_1min_after": conditions["after"]["load_1min"],
-                "celsius_before": conditions["before"]["celsius"],
-                "celsius_after": conditions["after"]["celsius"],
-                "threads_per_stage": self.threads_per_stage,
-                "delegate": self.delegate,
-                "partitions": answer["partitions"],
-                "largest_output_difference": answer["largest_difference"],
-            },
-        )
-
-    def _processor(self, partitions: list[dict[str, Any] | None], segments: SegmentSet) -> str:
-        told = [p for p in partitions if p is not None]
-        if len(told) < len(partitions):
-            return "CPU; the runtime does not tell which operators a delegate ran"
-        if self.delegate == "edgetpu":
-            compiled = [s.compiled or {} for s in segments.segments]
-            mapped = sum(c.get("mapped_operators", 0) for c in compiled)
-            left = sum(c.get("unmapped_operators", 0) for c in compiled)
-            return f"Edge TPU; it ran {mapped} of {mapped + left} operators, the CPU the others"
-        delegated, operators = (sum(p[key] for p in told) for key in ("delegated", "operators"))
-        return f"CPU; XNNPACK ran {delegated} of {operators} operators"
-
-    def _file(self, segments: SegmentSet, segment: Segment) -> Path:
-        if self.delegate != "edgetpu":
-            return segments.folder / segment.file
-        if segment.compiled is None:
-            raise UserError(
-                f"{segments.folder / segment.file}: is not compiled for the Edge TPU; put "
-                "edgetpu_compiler on PATH and run `coralline split` again"
-            )
-        return segments.folder / str(segment.compiled["file"])
+        return make_measurement(answer, segments, task, self, started_at)
 
     def _kept(self) -> set[str]:
         """Digests of the files that the board has."""
@@ -377,6 +309,113 @@ class Ssh:
         return f"{self.name} ({self.host}:{self.port})"
 
 
+def references_and_models(
+    segments: SegmentSet, folder: Path, *, compiled: bool
+) -> tuple[Path, list[Path]]:
+    """The references, written into `folder`, and the file of each stage.
+
+    Raises:
+        UserError: The segments are to be compiled for the Edge TPU and are not.
+    """
+    models = []
+    for segment in segments.segments:
+        if compiled and segment.compiled is None:
+            raise UserError(
+                f"{segments.folder / segment.file}: is not compiled for the Edge TPU; put "
+                "edgetpu_compiler on PATH and run `coralline split` again"
+            )
+        file = str(segment.compiled["file"]) if compiled and segment.compiled else segment.file
+        models.append(segments.folder / file)
+    references = folder / "references.npz"
+    write_references(segments, references)
+    return references, models
+
+
+def make_request(
+    task: Task,
+    segments: SegmentSet,
+    references: Path,
+    models: Sequence[Path],
+    *,
+    threads_per_stage: int,
+    devices: Sequence[str],
+) -> dict[str, Any]:
+    """What the payload is asked; its files are known by their digest.
+
+    Args:
+        devices: The Edge TPU of each stage, as libedgetpu selects them; empty for the CPU.
+    """
+    return {
+        "job": task.id,
+        "files": [file_digest(path) for path in (references, *models)],
+        "stages": [
+            {"file": file_digest(path), "inputs": s.inputs, "outputs": s.outputs}
+            for path, s in zip(models, segments.segments, strict=True)
+        ],
+        "inputs": segments.inputs,
+        "outputs": segments.outputs,
+        "references": file_digest(references),
+        "repetitions": task.repetitions,
+        "warmup": task.warmup,
+        "threads_per_stage": threads_per_stage,
+        "devices": list(devices),
+    }
+
+
+def make_measurement(
+    answer: Mapping[str, Any], segments: SegmentSet, task: Task, board: Board, started_at: str
+) -> Measurement:
+    """The measurement that the payload's answer makes."""
+    conditions = answer["conditions"]
+    run = PipelineRun(
+        warmup=answer["warmup"],
+        first_inference_ms=answer["first_inference_ms"],
+        latency_ms=np.array(answer["latency_ms"]),
+        full_latency_ms=np.array(answer["full_latency_ms"]),
+        wall_s=answer["wall_s"],
+        stage_busy_ms=np.array(answer["stage_busy_ms"]),
+        queue_wait_ms=np.array(answer["queue_wait_ms"]),
+        transfer_ms=np.array(answer["transfer_ms"]),
+        outputs_equal=answer["bit_equal"] or None,
+    )
+    return Measurement.of_run(
+        run,
+        segments,
+        id=task.id,
+        board=board.name,
+        board_kind=board.kind,
+        simulated=False,
+        processor=_processor(answer, segments),
+        meter=None,
+        started_at=started_at,
+        energy_mj_per_inference=None,
+        environment={
+            **answer["board"],
+            "load_1min_before": conditions["before"]["load_1min"],
+            "load_1min_after": conditions["after"]["load_1min"],
+            "celsius_before": conditions["before"]["celsius"],
+            "celsius_after": conditions["after"]["celsius"],
+            "threads_per_stage": answer["threads_per_stage"],
+            "devices": answer["devices"],
+            "partitions": answer["partitions"],
+            "largest_output_difference": answer["largest_difference"],
+        },
+    )
+
+
+def _processor(answer: Mapping[str, Any], segments: SegmentSet) -> str:
+    told = [p for p in answer["partitions"] if p is not None]
+    if len(told) < len(answer["partitions"]):
+        return "CPU; the runtime does not tell which operators a delegate ran"
+    if answer["devices"]:
+        compiled = [s.compiled or {} for s in segments.segments]
+        mapped = sum(c.get("mapped_operators", 0) for c in compiled)
+        left = sum(c.get("unmapped_operators", 0) for c in compiled)
+        return f"Edge TPU; it ran {mapped} of {mapped + left} operators, the CPU the others"
+    delegated, operators = (sum(p[key] for p in told) for key in ("delegated", "operators"))
+    return f"CPU; XNNPACK ran {delegated} of {operators} operators"
+
+
 def _path(text: str) -> Path:
     path = Path(text).expanduser().absolute()
     if not path.is_file():
@@ -384,7 +423,8 @@ def _path(text: str) -> Path:
     return path
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -536,7 +536,7 @@ def test_another_lab_has_the_board(board: Ssh, segments: Path) -> None:
 @needs_sshd
 def test_a_damaged_file_on_the_board_is_sent_again(board: Ssh, segments: Path) -> None:
     board.measure(task(segments, 5))
-    digest = ssh._digest(segments / SegmentSet.read(segments).segments[0].file)
+    digest = ssh.file_digest(segments / SegmentSet.read(segments).segments[0].file)
     path = Path(board.folder) / "files" / digest
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DeviceError, match="damaged; it is removed") as caught:
@@ -643,7 +643,7 @@ def test_the_payload_is_python_3_7_and_stands_alone() -> None:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             imported.add(str(node.module).partition(".")[0])
-    assert imported - set(sys.stdlib_module_names) == {"numpy"}
+    assert imported - set(sys.stdlib_module_names) == {"numpy", "pycoral"}
     # Newer than 3.7 without being newer syntax.
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert not [c for c in calls for k in c.keywords if k.arg == "strict"]

@@ -218,7 +218,7 @@ class Server:
 
     def unschedule(self, pipeline: str, *, experiment: str) -> int:
         """Delete the schedules of a pipeline; returns how many there were."""
-        experiment_id = self._experiment(experiment)
+        experiment_id = self._known_experiment(experiment)
         there = self._trying(lambda: self._schedules(pipeline, experiment_id))
         for found in there:
             self._trying(partial(self._client.delete_recurring_run, found.recurring_run_id))
@@ -234,7 +234,7 @@ class Server:
 
     def runs(self, *, experiment: str, count: int) -> list[dict[str, Any]]:
         """The latest runs of an experiment, the newest first."""
-        experiment_id = self._experiment(experiment)
+        experiment_id = self._known_experiment(experiment)
         found: list[Any] = []
         token = ""
         while len(found) < count:
@@ -328,6 +328,20 @@ class Server:
                 return self._client.create_experiment(name, namespace=self._namespace)
 
         return str(self._trying(ensure).experiment_id)
+
+    def _known_experiment(self, name: str) -> str:
+        def find() -> Any:
+            try:
+                return self._client.get_experiment(experiment_name=name, namespace=self._namespace)
+            except ValueError as error:
+                if "No experiment is found" not in str(error):
+                    raise
+                raise UserError(
+                    f"{self.host} has no experiment {name!r}; name another with --experiment, or "
+                    "submit a pipeline first"
+                ) from None
+
+        return str(self._trying(find).experiment_id)
 
     def _schedules(self, name: str, experiment_id: str) -> list[Any]:
         listed = self._client.list_recurring_runs(

@@ -270,12 +270,14 @@ def _print_run(run: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{run['name']}: {run['state']}", title_justify="left")
+    table = Table()
     for column in ("step", "state", "s"):
         table.add_column(column, justify="right" if column == "s" else "left")
     for step in run["steps"]:
         seconds = "-" if step["seconds"] is None else f"{step['seconds']:.0f}"
         table.add_row(escape(step["step"] or "-"), step["state"] or "-", seconds)
     console = Console()
-    console.print(table)
+    console.print(f"{escape(run['name'])}: [bold]{run['state']}[/bold]", soft_wrap=True)
+    if run["steps"]:
+        console.print(table)
     console.print(run["url"], soft_wrap=True)

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from threading import Thread, Timer
+from dataclasses import dataclass
+from threading import Event, Thread, Timer
 from time import perf_counter
 from typing import Any
 
@@ -50,51 +51,147 @@ def run_in_child(
         UserError: As raised in the child.
         DeviceError: As raised in the child; or the child crashed or took too long.
     """
-    child = subprocess.Popen(
+    said = converse(
         [sys.executable, "-P", "-m", module],
+        request,
+        on_progress,
+        time_limit_s=time_limit_s,
+        keep_open=keep_open,
+    )
+    if said.has_answer:
+        return said.answer()
+    if said.timed_out:
+        raise DeviceError(f"{what}: not finished after {time_limit_s:g} s, the time limit")
+    ending = signal.Signals(-said.code).name if said.code < 0 else f"exit code {said.code}"
+    last = said.last_words
+    raise DeviceError(f"{what}: the runtime crashed ({ending}{': ' if last else ''}{last})")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a process that was conversed with left.
+
+    Attributes:
+        last: Its last line, `{}` when it said nothing.
+        errors: The end of its standard error, lines without blank ones.
+        code: Its exit code; minus the signal that ended it.
+        timed_out: Whether the time limit ended it.
+    """
+
+    last: Mapping[str, Any]
+    errors: tuple[str, ...]
+    code: int
+    timed_out: bool
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether its last line is an answer or an error that it raised itself."""
+        return not self.last.keys().isdisjoint(("answer", "user_error", "device_error"))
+
+    @property
+    def last_words(self) -> str:
+        """The last line of its standard error."""
+        return self.errors[-1] if self.errors else ""
+
+    def answer(self) -> Any:
+        """Its answer.
+
+        Raises:
+            UserError: As raised there.
+            DeviceError: As raised there.
+        """
+        if "user_error" in self.last:
+            raise UserError(self.last["user_error"])
+        if "device_error" in self.last:
+            raise DeviceError(self.last["device_error"], retryable=self.last["retryable"])
+        return self.last["answer"]
+
+
+def converse(
+    command: Sequence[str],
+    request: Mapping[str, Any],
+    on_progress: Progress | None = None,
+    *,
+    time_limit_s: float,
+    keep_open: tuple[int, ...] = (),
+    environment: Mapping[str, str] | None = None,
+    heartbeat_s: float | None = None,
+    grace_s: float = 0.0,
+) -> Said:
+    """Send a process its request, pass its progress on, and wait for its end.
+
+    However this returns or raises, the process has ended.
+
+    Args:
+        environment: Of the process; None for this one's.
+        heartbeat_s: Send an empty line this often, for a process that may be far away.
+        grace_s: How long after the end of its standard input it may take to end by itself.
+    """
+    child = subprocess.Popen(
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         pass_fds=keep_open,
+        env=environment,
     )
     assert child.stdin and child.stdout and child.stderr
-    said: deque[str] = deque(maxlen=20)
-    listener = Thread(target=said.extend, args=(child.stderr,), daemon=True)
+    errors: deque[str] = deque(maxlen=20)
+    listener = Thread(target=errors.extend, args=(child.stderr,), daemon=True)
     listener.start()
-    timer = Timer(time_limit_s, child.kill)
+    over, timed_out = Event(), False
+    stdin = child.stdin
+
+    def end() -> None:
+        over.set()
+        beating.join(1.0)
+        if beating.is_alive():  # stuck in a pipe that nobody reads
+            child.kill()
+            beating.join()
+        with suppress(BrokenPipeError):  # it is gone already; its exit code says why
+            stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(grace_s)
+        child.kill()
+
+    def time_out() -> None:
+        nonlocal timed_out
+        timed_out = True
+        end()
+
+    def beat() -> None:
+        with suppress(BrokenPipeError):
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            while not over.wait(heartbeat_s):
+                stdin.write("\n")
+                stdin.flush()
+
+    beating = Thread(target=beat, daemon=True)
+    beating.start()
+    timer = Timer(time_limit_s, time_out)
     timer.start()
-    answer: dict[str, Any] = {}
+    last: dict[str, Any] = {}
     try:
-        with suppress(BrokenPipeError):  # the child is gone already; its exit code says why
-            child.stdin.write(json.dumps(request) + "\n")
-            child.stdin.flush()
         for line in child.stdout:
-            answer = json.loads(line)
-            if on_progress is not None and "progress" in answer:
-                on_progress(*answer["progress"])
+            if not line.startswith("{"):  # a login shell's greeting
+                continue
+            with suppress(json.JSONDecodeError):  # the line was cut off
+                last = json.loads(line)
+            if on_progress is not None and "progress" in last:
+                on_progress(*last["progress"])
         child.wait()
     finally:
-        timed_out = timer.finished.is_set()
         timer.cancel()
-        child.kill()
+        end()
         child.wait()
         listener.join()
-        for stream in (child.stdin, child.stdout, child.stderr):
-            with suppress(BrokenPipeError):
-                stream.close()
-    if "answer" in answer:
-        return answer["answer"]
-    if "user_error" in answer:
-        raise UserError(answer["user_error"])
-    if "device_error" in answer:
-        raise DeviceError(answer["device_error"], retryable=answer["retryable"])
-    if timed_out:
-        raise DeviceError(f"{what}: not finished after {time_limit_s:g} s, the time limit")
-    code = child.returncode
-    ending = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    last = next((line.strip() for line in reversed(said) if line.strip()), "")
-    raise DeviceError(f"{what}: the runtime crashed ({ending}{': ' if last else ''}{last})")
+        child.stdout.close()
+        child.stderr.close()
+    words = tuple(line.strip() for line in errors if line.strip())
+    return Said(last, words, child.returncode, timed_out)
 
 
 def serve(function: Callable[[Mapping[str, Any], Progress], Any]) -> None:

@@ -45,7 +45,7 @@ class Measurement:
         transfer_ms: For each stage, copying in and out, one sample an inference, pipeline full.
         energy_mj_per_inference: Only when metered or simulated.
         outputs_equal: Whether every output had the whole model's bits; None when the board cannot
-            run the model, or where its merged float kernels make a cut show in the last bits.
+            run the model, or where its own kernels round otherwise than this machine's.
         environment: Processor, kernel, library versions, load, threads.
     """
 

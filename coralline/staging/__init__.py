@@ -1,6 +1,7 @@
 """Staging: pipeline stages over accelerators. Importing the room registers its planners."""
 
 from coralline.staging import baselines, exact, policy, search
+from coralline.staging.bounds import lower_bound
 from coralline.staging.problem import (
     OBJECTIVES,
     Effort,
@@ -11,7 +12,6 @@ from coralline.staging.problem import (
     StagingProblem,
     check,
     evaluate,
-    lower_bound,
     make_plan,
     planner_names,
 )

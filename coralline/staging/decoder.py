@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
+from coralline.staging.bounds import work_bound
 from coralline.staging.policy import CLIP, N_CONTEXT, N_DYNAMIC, Arrays
-from coralline.staging.problem import StagingProblem, lower_bound
+from coralline.staging.problem import StagingProblem
 from coralline.staging.split import split_arguments
 
 
@@ -55,7 +56,7 @@ class Rollouts:
 def policy_input(problem: StagingProblem) -> PolicyInput:
     """The problem as the network reads it.
 
-    Times are in units of the problem's lower bound on the bottleneck and sums in shares, so
+    Times are in units of the problem's bound from work on the bottleneck and sums in shares, so
     that neither the speed of the device nor the size of the model matters by itself. Features:
     compute time, parameters against the cache, cost of sending the node's tensors across a
     border, cost of those it reads; the first three also against their mean; longest path from
@@ -65,7 +66,7 @@ def policy_input(problem: StagingProblem) -> PolicyInput:
     """
     graph, device, k = problem.graph, problem.device, problem.n_stages
     n = graph.n_nodes
-    scale = lower_bound(replace(problem, objective="bottleneck")) or 1.0
+    scale = work_bound(replace(problem, objective="bottleneck")) or 1.0
     arguments = split_arguments(problem)
     in_ms, out_ms = arguments[9] / scale, arguments[10] / scale
     producer = graph.tensor_producer

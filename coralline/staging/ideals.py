@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 
 from coralline.devices.model import MIB, load_device
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
-from coralline.staging.problem import StagingProblem, evaluate, lower_bound
+from coralline.staging.bounds import work_bound
+from coralline.staging.problem import StagingProblem, evaluate
 from coralline.staging.split import (
     compile_split,
     search_orders,
@@ -238,7 +239,7 @@ class Search:
         self._rate = _STEPS_PER_SECOND
         self._costs: Costs | None = None
         self._space: Space
-        self.bound = lower_bound(problem)
+        self.bound = work_bound(problem)
         self.value = np.inf
         start = perf_counter()
         self.offer(search_orders(self._arguments, problem.graph.topological_order, 0, seed))

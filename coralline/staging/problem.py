@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from coralline.devices.model import MIB, DeviceModel
 from coralline.errors import PlanError, UserError, parse_json, read_text
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
+from coralline.staging.bounds import cut_bound, work_bound
 
 SCHEMA = "coralline.plan/v1"
 
@@ -199,36 +200,6 @@ def evaluate(problem: StagingProblem, stage: ArrayLike) -> Evaluation:
         out_bytes=out_bytes.astype(np.int64),
         hop_weighted_crossings=int((s[v] - s[u]).sum()),
     )
-
-
-def lower_bound(problem: StagingProblem) -> float:
-    """A bound, in the objective's unit, that no plan of the problem can beat.
-
-    The largest of: an even share of all work; the largest single operator; and for times the
-    overhead, the model's inputs and outputs (sent and fetched at least once by some stage) and
-    the parameters that exceed all caches together.
-    """
-    graph, device, k = problem.graph, problem.device, problem.n_stages
-    params = graph.param_bytes
-    if problem.objective == "peak-memory":
-        return float(max(-(-int(params.sum()) // k), int(params.max())))
-    is_input = graph.tensor_producer == MODEL_INPUT
-    read = np.diff(graph.consumer_start) > 0
-    in_bytes = graph.tensor_bytes[is_input & read].sum()
-    out_bytes = graph.tensor_bytes[~is_input & graph.tensor_is_output].sum()
-    beyond = max(int(params.sum()) - k * device.parameter_cache_bytes, 0)
-    total = (
-        problem.node_ms.sum()
-        + in_bytes / MIB * device.in_ms_per_mib
-        + out_bytes / MIB * device.out_ms_per_mib
-        + beyond / MIB * device.stream_ms_per_mib
-        + k * device.stage_overhead_ms
-    )
-    if problem.objective == "latency":
-        return float(total)
-    single_beyond = np.maximum(params - device.parameter_cache_bytes, 0)
-    single = problem.node_ms + single_beyond / MIB * device.stream_ms_per_mib
-    return float(max(total / k, single.max() + device.stage_overhead_ms))
 
 
 @dataclass(frozen=True)
@@ -431,10 +402,11 @@ def make_plan(problem: StagingProblem, planner: str, effort: Effort | None = Non
         stages=evaluation.to_json(),
     )
     # The merged problem's bound is the tighter one; both are valid.
-    bounds = [lower_bound(problem), lower_bound(solved)]
+    bounds = [work_bound(problem), work_bound(solved)]
     if proposal.lower_bound is not None:
         bounds.append(proposal.lower_bound)
-    return plan.with_bound(max(bounds))
+    plan = plan.with_bound(max(bounds))
+    return plan if plan.proven_optimal else plan.with_bound(cut_bound(solved))
 
 
 def sibling_groups(graph: ComputeGraph) -> NDArray[np.int64]:

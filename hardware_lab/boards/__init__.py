@@ -66,5 +66,6 @@ def board_kinds() -> Mapping[str, type[Board]]:
     """The kinds that an inventory may name."""
     from hardware_lab.boards.edgetpu_sim import SimulatedEdgeTpu
     from hardware_lab.boards.host import Host
+    from hardware_lab.boards.ssh import Ssh
 
-    return {"edgetpu-sim": SimulatedEdgeTpu, "host": Host}
+    return {"edgetpu-sim": SimulatedEdgeTpu, "host": Host, "ssh": Ssh}

@@ -46,11 +46,11 @@ def test_options_reach_the_board(tmp_path: Path) -> None:
         (HEAD + "boards: {a: {kind: host}}\nlabs: 1\n", 3, "'labs' is not known"),
         (HEAD + "boards:\n  a: {kind: host}\n  a: {kind: host}\n", 4, "'a' is given twice"),
         (HEAD + "boards:\n  a: host\n", 3, "board 'a' must be a mapping"),
-        (HEAD + "boards:\n  a: {}\n", 3, "has no `kind`; choose edgetpu-sim, host"),
+        (HEAD + "boards:\n  a: {}\n", 3, "has no `kind`; choose edgetpu-sim, host, ssh"),
         (
-            HEAD + "boards:\n  a:\n    kind: ssh\n",
+            HEAD + "boards:\n  a:\n    kind: jetson\n",
             4,
-            "kind 'ssh', which this version has no driver for; choose edgetpu-sim, host",
+            "kind 'jetson', which this version has no driver for; choose edgetpu-sim, host, ssh",
         ),
         (HEAD + "boards:\n  a:\n    kind: host\n    cores: 2\n", 5, "option 'cores' is not known"),
         (

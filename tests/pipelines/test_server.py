@@ -91,6 +91,7 @@ def test_a_refusal_is_not_repeated(stub: Stub, status: int, advice: str) -> None
 
 def test_a_login_page_is_seen(stub: Stub) -> None:
     server = Server(Access(stub.host))
+    _submit(server)
     stub.faults["/experiments"] = ["page"]
     with pytest.raises(DeviceError, match="web page; log in"):
         server.runs(experiment="coralline", count=5)
@@ -119,9 +120,21 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, stub: Stub) -> None:
         Server(Access("localhost:8888"))
 
 
+def test_looking_makes_nothing(stub: Stub) -> None:
+    server = Server(Access(stub.host))
+    for look in (
+        lambda: server.runs(experiment="none", count=1),
+        lambda: server.unschedule("respect", experiment="none"),
+    ):
+        with pytest.raises(UserError, match=f"{stub.host} has no experiment 'none'; name another"):
+            look()
+    assert stub.kept["experiments"] == []
+
+
 def test_credentials(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _submit(Server(Access(stub.host)))
     monkeypatch.setenv(module.COOKIE, "authservice_session=abc")
-    Server(Access(stub.host)).runs(experiment="x", count=1)
+    Server(Access(stub.host)).runs(experiment="coralline", count=1)
     assert stub.headers["cookie"] == "authservice_session=abc"
     assert "authorization" not in stub.headers
 
@@ -140,7 +153,7 @@ def test_credentials(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     server = Server(Access(stub.host, token_file=file))
     assert stub.headers["authorization"] == "Bearer one"
     file.write_text("two\n")
-    server.runs(experiment="x", count=1)
+    server.runs(experiment="coralline", count=1)
     assert stub.headers["authorization"] == "Bearer two"
     with pytest.raises(UserError, match="no such file; give the path of a token"):
         Server(Access(stub.host, token_file=tmp_path / "none"))

@@ -1,0 +1,392 @@
+"""`ssh`: a Linux board that the system's OpenSSH client reaches.
+
+What a job needs is kept on the board by its SHA-256 and sent only when it is not there yet. Then
+one ssh session runs `payload.py` there; that file says how it ends with this process, with the
+network, or at the time limit. Host keys are always checked, and no password is ever asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+from uuid import uuid4
+
+import numpy as np
+
+from coralline.errors import DeviceError, UserError
+from coralline.runtime.child import Progress, converse
+from coralline.runtime.measurement import Measurement
+from coralline.runtime.pipeline import PipelineRun, open_segments
+from coralline.runtime.references import write_references
+from coralline.tflite.segments import Segment, SegmentSet
+from hardware_lab.boards import Task
+
+PAYLOAD = Path(__file__).with_name("payload.py")
+DELEGATES = ("none", "edgetpu")
+
+CONNECT_S = 10
+ALIVE_S = 5
+ALIVE_COUNT = 3
+COMMAND_S = 60.0
+"""Longest that a short command on the board may take."""
+
+HEARTBEAT_S = 5.0
+END_S = 10.0
+"""How long the payload may take to kill its worker and clean up."""
+
+_CONNECTION_FAILED = 255  # exit code of ssh itself
+_OPTIONS = (
+    "BatchMode=yes",
+    "StrictHostKeyChecking=yes",
+    "UpdateHostKeys=no",
+    "PreferredAuthentications=publickey",
+    f"ConnectTimeout={CONNECT_S}",
+    f"ServerAliveInterval={ALIVE_S}",
+    f"ServerAliveCountMax={ALIVE_COUNT}",
+    # A session of its own: a shared one would outlive this process.
+    "ControlMaster=no",
+    "ControlPath=none",
+    "ClearAllForwardings=yes",
+    "PermitLocalCommand=no",
+    "LogLevel=INFO",
+)
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """A Linux board with Python 3.7 or newer, numpy and a TFLite runtime.
+
+    Attributes:
+        host: Name or address; a name of the user's ssh configuration serves too.
+        user: To log in as; empty for ssh's choice.
+        port: Of the SSH server.
+        identity_file: Private key; empty for ssh's choice.
+        known_hosts: File of host keys; empty for the user's and the system's.
+        python: The board's Python.
+        delegate: `none` (the board's CPU) or `edgetpu`: one Edge TPU a stage, in the order in
+            which libedgetpu counts them.
+        threads_per_stage: CPU threads of each pipeline stage.
+        time_limit_s: A measurement, or sending one file, that takes longer is ended.
+        folder: Where files are kept on the board; relative to the user's home there.
+    """
+
+    name: str
+    host: str
+    user: str = ""
+    port: int = 22
+    identity_file: str = ""
+    known_hosts: str = ""
+    python: str = "python3"
+    delegate: str = "none"
+    threads_per_stage: int = 1
+    time_limit_s: float = 3600.0
+    folder: str = ".cache/coralline"
+
+    kind = "ssh"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:%-]*", self.host):
+            raise UserError(f"host {self.host!r} is not a host name or address")
+        if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.@-]*)?", self.user):
+            raise UserError(f"user {self.user!r} is not a user name")
+        if not 0 < self.port < 65536:
+            raise UserError("port must be from 1 to 65535")
+        if '"' in self.known_hosts:
+            raise UserError('known_hosts must not hold a "')
+        if self.delegate not in DELEGATES:
+            raise UserError(
+                f"delegate {self.delegate!r} is not known; choose {', '.join(DELEGATES)}"
+            )
+        if self.threads_per_stage < 1:
+            raise UserError("threads_per_stage must be at least 1")
+        if self.time_limit_s <= 0:
+            raise UserError("time_limit_s must be above 0")
+
+    @property
+    def resource(self) -> str:
+        """Boards with the same host and port are one machine."""
+        return f"ssh-{self.host.lower()}-{self.port}"
+
+    def check(self) -> str:
+        """Processor, cores, Python and runtime of the board, as it tells."""
+        payload = self._keep({_digest(PAYLOAD): PAYLOAD}, self._kept(), time_limit_s=COMMAND_S)
+        command = f"{self._python(payload)} probe {self.delegate}"
+        found = self._converse(command, {}, time_limit_s=COMMAND_S)
+        runtime = f"{found['runtime']} {found['versions'][found['runtime']] or ''}".strip()
+        tpu = ", Edge TPU opens" if self.delegate == "edgetpu" else ""
+        return f"{found['cpu']}, {found['cores']} cores, {runtime}{tpu}"
+
+    def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
+        """Send what the board lacks, run the pipeline there, and fetch the samples."""
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        segments = open_segments(task.path)
+        models = [self._file(segments, segment) for segment in segments.segments]
+        with tempfile.TemporaryDirectory() as folder:
+            references = Path(folder) / "references.npz"
+            write_references(segments, references)
+            files = {_digest(path): path for path in (PAYLOAD, references, *models)}
+            self._keep(
+                files, self._kept(), time_limit_s=self.time_limit_s, keep_open=task.keep_open
+            )
+            request = {
+                "job": task.id,
+                "files": list(files),
+                "stages": [
+                    {"file": _digest(path), "inputs": s.inputs, "outputs": s.outputs}
+                    for path, s in zip(models, segments.segments, strict=True)
+                ],
+                "inputs": segments.inputs,
+                "outputs": segments.outputs,
+                "references": _digest(references),
+                "repetitions": task.repetitions,
+                "warmup": task.warmup,
+                "threads_per_stage": self.threads_per_stage,
+                "delegate": self.delegate,
+            }
+        answer = self._converse(
+            f"{self._python(_digest(PAYLOAD))} run",
+            request,
+            on_progress,
+            time_limit_s=self.time_limit_s,
+            keep_open=task.keep_open,
+        )
+        return self._measurement(answer, segments, task, started_at)
+
+    def _measurement(
+        self, answer: Mapping[str, Any], segments: SegmentSet, task: Task, started_at: str
+    ) -> Measurement:
+        board, conditions = answer["board"], answer["conditions"]
+        run = PipelineRun(
+            warmup=answer["warmup"],
+            first_inference_ms=answer["first_inference_ms"],
+            latency_ms=np.array(answer["latency_ms"]),
+            full_latency_ms=np.array(answer["full_latency_ms"]),
+            wall_s=answer["wall_s"],
+            stage_busy_ms=np.array(answer["stage_busy_ms"]),
+            queue_wait_ms=np.array(answer["queue_wait_ms"]),
+            transfer_ms=np.array(answer["transfer_ms"]),
+            outputs_equal=answer["bit_equal"] or None,
+        )
+        return Measurement.of_run(
+            run,
+            segments,
+            id=task.id,
+            board=self.name,
+            board_kind=self.kind,
+            simulated=False,
+            processor=self._processor(answer["partitions"], segments),
+            meter=None,
+            started_at=started_at,
+            energy_mj_per_inference=None,
+            environment={
+                **board,
+                "load_1min_before": conditions["before"]["load_1min"],
+                "load_1min_after": conditions["after"]["load_1min"],
+                "celsius_before": conditions["before"]["celsius"],
+                "celsius_after": conditions["after"]["celsius"],
+                "threads_per_stage": self.threads_per_stage,
+                "delegate": self.delegate,
+                "partitions": answer["partitions"],
+                "largest_output_difference": answer["largest_difference"],
+            },
+        )
+
+    def _processor(self, partitions: list[dict[str, Any] | None], segments: SegmentSet) -> str:
+        told = [p for p in partitions if p is not None]
+        if len(told) < len(partitions):
+            return "CPU; the runtime does not tell which operators a delegate ran"
+        if self.delegate == "edgetpu":
+            compiled = [s.compiled or {} for s in segments.segments]
+            mapped = sum(c.get("mapped_operators", 0) for c in compiled)
+            left = sum(c.get("unmapped_operators", 0) for c in compiled)
+            return f"Edge TPU; it ran {mapped} of {mapped + left} operators, the CPU the others"
+        delegated, operators = (sum(p[key] for p in told) for key in ("delegated", "operators"))
+        return f"CPU; XNNPACK ran {delegated} of {operators} operators"
+
+    def _file(self, segments: SegmentSet, segment: Segment) -> Path:
+        if self.delegate != "edgetpu":
+            return segments.folder / segment.file
+        if segment.compiled is None:
+            raise UserError(
+                f"{segments.folder / segment.file}: is not compiled for the Edge TPU; put "
+                "edgetpu_compiler on PATH and run `coralline split` again"
+            )
+        return segments.folder / str(segment.compiled["file"])
+
+    def _kept(self) -> set[str]:
+        """Digests of the files that the board has."""
+        files = shlex.quote(f"{self.folder}/files")
+        said = self._run(f"mkdir -p {files} && ls {files}", "keep files", time_limit_s=COMMAND_S)
+        return set(said.split())
+
+    def _keep(
+        self,
+        files: Mapping[str, Path],
+        kept: set[str],
+        *,
+        time_limit_s: float,
+        keep_open: tuple[int, ...] = (),
+    ) -> str:
+        """Send the files that the board has not; the digest of the first one."""
+        for digest, path in files.items():
+            if digest in kept:
+                continue
+            target = f"{self.folder}/files/{digest}"
+            part = shlex.quote(f"{target}.{uuid4().hex}.part")
+            # A connection that breaks ends the input too: the size tells.
+            command = (
+                f"cat > {part} && [ $(wc -c < {part}) -eq {path.stat().st_size} ] "
+                f"&& mv {part} {shlex.quote(target)} || {{ rm -f {part}; exit 1; }}"
+            )
+            self._run(
+                command, f"keep {path.name}", path, time_limit_s=time_limit_s, keep_open=keep_open
+            )
+        return next(iter(files))
+
+    def _python(self, payload: str) -> str:
+        return f"exec {shlex.quote(self.python)} {shlex.quote(f'{self.folder}/files/{payload}')}"
+
+    def _run(
+        self,
+        command: str,
+        purpose: str,
+        stdin: Path | None = None,
+        *,
+        time_limit_s: float,
+        keep_open: tuple[int, ...] = (),
+    ) -> str:
+        """What a short shell command on the board prints."""
+        with open(stdin or os.devnull, "rb") as data:
+            try:
+                done = subprocess.run(
+                    self._ssh(command),
+                    stdin=data,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    env=_environment(),
+                    timeout=time_limit_s,
+                    pass_fds=keep_open,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                raise DeviceError(
+                    f"{self._where}: no answer in {time_limit_s:g} s", retryable=True
+                ) from None
+        if done.returncode == _CONNECTION_FAILED:
+            self._connection_failed(done.stderr)
+        if done.returncode != 0:
+            why = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]
+            raise DeviceError(
+                f"{self._where}: cannot {purpose} in {self.folder} ({''.join(why)}); make room "
+                "there or name another `folder` in the inventory"
+            )
+        return done.stdout
+
+    def _converse(
+        self,
+        command: str,
+        request: Mapping[str, Any],
+        on_progress: Progress | None = None,
+        *,
+        time_limit_s: float,
+        keep_open: tuple[int, ...] = (),
+    ) -> Any:
+        """What the payload answers."""
+        said = converse(
+            self._ssh(command),
+            request,
+            on_progress,
+            time_limit_s=time_limit_s,
+            keep_open=keep_open,
+            environment=_environment(),
+            heartbeat_s=HEARTBEAT_S,
+            grace_s=END_S,
+        )
+        if said.timed_out and "answer" not in said.last:
+            raise DeviceError(
+                f"{self._where}: not finished after {time_limit_s:g} s, the time limit; it is ended"
+            )
+        if said.has_answer:
+            try:
+                return said.answer()
+            except DeviceError as error:
+                raise DeviceError(f"{self._where}: {error}", retryable=error.retryable) from None
+        if said.code == _CONNECTION_FAILED:
+            self._connection_failed("\n".join(said.errors))
+        if said.code in (126, 127):
+            raise DeviceError(
+                f"{self._where}: has no {self.python} ({said.last_words}); install it there or "
+                "name another `python` in the inventory"
+            )
+        raise DeviceError(
+            f"{self._where}: the payload ended with exit code {said.code} ({said.last_words})"
+        )
+
+    def _ssh(self, command: str) -> list[str]:
+        options = list(_OPTIONS)
+        if self.known_hosts:
+            path = str(_path(self.known_hosts)).replace("%", "%%")
+            options += [f'UserKnownHostsFile="{path}"', "GlobalKnownHostsFile=/dev/null"]
+        arguments = ["ssh", "-T", "-p", str(self.port)]
+        for option in options:
+            arguments += ["-o", option]
+        if self.user:
+            arguments += ["-l", self.user]
+        if self.identity_file:
+            arguments += ["-i", str(_path(self.identity_file)), "-o", "IdentitiesOnly=yes"]
+        # The user's shell there may be any; `sh` is one.
+        return [*arguments, "--", self.host, f"exec sh -c {shlex.quote(command)}"]
+
+    def _connection_failed(self, said: str) -> NoReturn:
+        known = f"`known_hosts` ({self.known_hosts})" if self.known_hosts else "your known_hosts"
+        if "IDENTIFICATION HAS CHANGED" in said:
+            raise DeviceError(
+                f"{self._where}: its host key has changed: it is another machine, or was set up "
+                f"anew. If you know that it was, remove the old key from {known} "
+                f"(ssh-keygen -R) and add the new one"
+            )
+        if "Host key verification failed" in said:
+            raise DeviceError(
+                f"{self._where}: its host key is not known; look at the key on the board itself "
+                f"(ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add it to {known} "
+                f"(ssh-keyscan -p {self.port} {self.host})"
+            )
+        if "Permission denied" in said:
+            key = self.identity_file or "your key"
+            raise DeviceError(
+                f"{self._where}: does not let you in with {key}; add its public part to "
+                "~/.ssh/authorized_keys there (ssh-copy-id), or name another `user` or "
+                "`identity_file`"
+            )
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        why = lines[-1] if lines else "the connection was closed"
+        raise DeviceError(f"{self._where}: connection lost or refused ({why})", retryable=True)
+
+    @property
+    def _where(self) -> str:
+        return f"{self.name} ({self.host}:{self.port})"
+
+
+def _path(text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; the inventory names it")
+    return path
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "LC_ALL": "C"}

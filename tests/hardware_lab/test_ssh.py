@@ -1,0 +1,663 @@
+"""The `ssh` board end to end: a real sshd on loopback, keys and host keys checked, and faults."""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from coralline.devices.model import load_device
+from coralline.errors import DeviceError, UserError
+from coralline.graph import read_graph
+from coralline.runtime import pipeline
+from coralline.runtime.interpreter import Model
+from coralline.runtime.measurement import Measurement
+from coralline.staging import StagingProblem, make_plan
+from coralline.tflite.segments import SegmentSet
+from coralline.tflite.split import split_model
+from hardware_lab.boards import Task, payload, ssh
+from hardware_lab.boards.ssh import PAYLOAD, Ssh
+from hardware_lab.inventory import Inventory, load_inventory
+from hardware_lab.runner import run_jobs
+from hardware_lab.store import Store
+
+DATA = Path(__file__).parents[1] / "data"
+INT8 = DATA / "small_int8.tflite"
+SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+
+needs_sshd = pytest.mark.skipif(
+    SSHD is None and not os.environ.get("CI"),
+    reason="sshd is not here (Debian package openssh-server)",
+)
+
+
+@dataclass
+class Server:
+    """An sshd of ours, its keys, and what it lets in."""
+
+    folder: Path
+    port: int = 0
+    settings: list[str] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def client_key(self) -> Path:
+        return self.folder / "client"
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.folder / "known hosts"
+
+    def start(self) -> None:
+        assert SSHD, "CI needs sshd: install the Debian package openssh-server"
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd wants it when root runs it
+        for key in ("host", "client"):
+            make_key(self.folder / key)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.known_hosts.write_text(
+            f"[127.0.0.1]:{self.port} {(self.folder / 'host.pub').read_text()}"
+        )
+        config = self.folder / "sshd_config"
+        config.write_text(
+            "\n".join(
+                [
+                    f"Port {self.port}",
+                    "ListenAddress 127.0.0.1",
+                    f"HostKey {self.folder / 'host'}",
+                    f"AuthorizedKeysFile {self.folder / 'client.pub'}",
+                    "StrictModes no",
+                    "PermitRootLogin prohibit-password",
+                    "PasswordAuthentication no",
+                    "KbdInteractiveAuthentication no",
+                    "UsePAM no",
+                    "PidFile none",
+                    *self.settings,
+                ]
+            )
+            + "\n"
+        )
+        log = open(self.folder / "sshd.log", "wb")  # noqa: SIM115
+        with log:
+            self.process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stderr=log)
+        wait_for(self._answers)
+
+    def _answers(self) -> bool:
+        assert self.process and self.process.poll() is None, (self.folder / "sshd.log").read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        """The board vanishes: the server and its sessions, at once."""
+        assert self.process
+        try:
+            found = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return
+        self.process.kill()
+        for child in found:
+            try:
+                if "sshd" in child.name():
+                    child.kill()
+            except psutil.NoSuchProcess:
+                pass
+        self.process.wait()
+
+
+def make_key(path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("sshd"))
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """One that the test may kill or set up otherwise."""
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    made = Server(folder)
+    yield made
+    if made.process:
+        made.kill()
+
+
+def board_on(server: Server, tmp_path: Path, **options: Any) -> Ssh:
+    values: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": server.port,
+        "identity_file": str(server.client_key),
+        "known_hosts": str(server.known_hosts),
+        "python": sys.executable,
+        "folder": str(tmp_path / "on the board"),
+        "time_limit_s": 120.0,
+    }
+    return Ssh("pi", **(values | options))
+
+
+@pytest.fixture
+def board(server: Server, tmp_path: Path) -> Iterator[Ssh]:
+    made = board_on(server, tmp_path)
+    yield made
+    wait_for(lambda: not remote(made))
+
+
+def remote(board: Ssh) -> list[psutil.Process]:
+    """The payload's processes on the board: supervisor and worker."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = process.cmdline()
+        except psutil.Error:
+            continue
+        if len(line) > 2 and line[1].startswith(f"{board.folder}/files/"):
+            found.append(process)
+    return found
+
+
+def is_clean(board: Ssh) -> bool:
+    """Nothing of a job is left on the board, neither process nor file."""
+    jobs = Path(board.folder) / "jobs"
+    parts = list((Path(board.folder) / "files").glob("*.part"))
+    return not remote(board) and not jobs.exists() and not parts
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    problem = StagingProblem(read_graph(INT8), 2, load_device("edgetpu-usb"))
+    out = tmp_path_factory.mktemp("split") / "segments"
+    return split_model(INT8, make_plan(problem, "uniform"), out).folder
+
+
+def task(path: Path, repetitions: int = 30) -> Task:
+    return Task("0123456789abcdef", path, repetitions, warmup=3)
+
+
+def kept(board: Ssh) -> dict[str, int]:
+    """The files that the board keeps, with their inode: a file sent again is a new one."""
+    files = (Path(board.folder) / "files").iterdir()
+    return {path.name: path.stat().st_ino for path in files}
+
+
+# ------------------------------------------------------------------ it works
+
+
+@needs_sshd
+def test_a_measurement(board: Ssh, segments: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    found = board.measure(task(segments), lambda done, total: seen.append((done, total)))
+    assert found.outputs_equal and not found.simulated and found.board_kind == "ssh"
+    assert len(found.latency_ms) == len(found.full_latency_ms) == 30
+    assert len(found.stage_busy_ms) == len(found.transfer_ms) == 2
+    parts = sum(
+        np.array(rows) for rows in (found.stage_busy_ms, found.queue_wait_ms, found.transfer_ms)
+    )
+    np.testing.assert_allclose(found.full_latency_ms, parts.sum(axis=0), rtol=0, atol=1e-6)
+    assert found.first_inference_ms > 0 and found.wall_s > 0
+    assert found.processor.startswith("CPU; XNNPACK ran")
+    assert found.environment["runtime"] in ("ai_edge_litert", "tflite_runtime")
+    assert found.environment["versions"]["numpy"] == np.__version__
+    assert found.environment["largest_output_difference"] == 0
+    assert found.warmup == 2 * (1 + pipeline.QUEUE_DEPTH) + 1  # what fills the pipeline
+    assert seen and seen[0][1] == 1 + 2 * (found.warmup + 30)
+    assert Measurement.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert is_clean(board)
+
+
+@needs_sshd
+def test_files_are_sent_once(board: Ssh, segments: Path) -> None:
+    board.measure(task(segments, 5))
+    before = kept(board)
+    assert len(before) == 4  # the payload, the references, two segments
+    board.measure(task(segments, 5))
+    assert kept(board) == before
+
+
+@needs_sshd
+def test_health(board: Ssh) -> None:
+    assert "cores, ai_edge_litert 2" in board.check()
+
+
+@needs_sshd
+def test_a_job_of_the_lab(board: Ssh, segments: Path, tmp_path: Path) -> None:
+    lab = tmp_path / "lab.yaml"
+    lab.write_text(
+        f"schema: coralline.inventory/v1\nboards:\n  pi:\n    kind: ssh\n    host: {board.host}\n"
+        f"    port: {board.port}\n    identity_file: {board.identity_file}\n"
+        f"    known_hosts: {board.known_hosts}\n    python: {board.python}\n"
+        f"    folder: {board.folder}\n    time_limit_s: 120\n"
+    )
+    inventory = load_inventory(lab)
+    assert inventory.board("pi") == board
+    store = Store(tmp_path / "lab")
+    job = store.submit(segments, "pi", repetitions=10, warmup=1)
+    with store.lock(board.resource) as held:
+        assert held is not None
+        # Another runner has the board: the job waits, and the lab's lock is what it waits for.
+        thread = Thread(target=run_jobs, args=(store, inventory), daemon=True)
+        thread.start()
+        time.sleep(0.5)
+        assert store.job(job.id).state == "queued" and not remote(board)
+    thread.join(60)
+    assert store.job(job.id).state == "done"
+    assert store.measurement(job.id).board == "pi"
+
+
+@needs_sshd
+def test_two_jobs_on_one_board_run_one_after_the_other(
+    board: Ssh, segments: Path, tmp_path: Path
+) -> None:
+    twin = replace(board, name="the same pi")
+    inventory = Inventory({"pi": board, "the same pi": twin})
+    store = Store(tmp_path / "lab")
+    for name in inventory.boards:
+        store.submit(segments, name, repetitions=300, warmup=1)
+    runners = [Thread(target=run_jobs, args=(store, inventory), daemon=True) for _ in range(2)]
+    for runner in runners:
+        runner.start()
+    for runner in runners:
+        runner.join(120)
+    first, second = sorted(store.jobs(), key=lambda job: str(job.started_at))
+    assert (first.state, second.state) == ("done", "done")
+    assert (first.attempt, second.attempt) == (1, 1)
+    assert str(first.finished_at) <= str(second.started_at)
+
+
+# ------------------------------------------------------------------ who may talk to whom
+
+
+@needs_sshd
+def test_a_key_that_the_board_does_not_take(board: Ssh, segments: Path, tmp_path: Path) -> None:
+    make_key(tmp_path / "stranger")
+    stranger = replace(board, identity_file=str(tmp_path / "stranger"))
+    with pytest.raises(DeviceError, match=r"authorized_keys there") as caught:
+        stranger.measure(task(segments))
+    assert not caught.value.retryable
+    assert not Path(board.folder).exists()
+
+
+@needs_sshd
+def test_an_unknown_host_key(board: Ssh, tmp_path: Path) -> None:
+    empty = tmp_path / "known_hosts"
+    empty.touch()
+    with pytest.raises(DeviceError, match=r"host key is not known; .*ssh-keyscan -p") as caught:
+        replace(board, known_hosts=str(empty)).check()
+    assert not caught.value.retryable
+    assert empty.read_text() == ""
+
+
+@needs_sshd
+def test_a_changed_host_key(board: Ssh, tmp_path: Path) -> None:
+    make_key(tmp_path / "other")
+    changed = tmp_path / "known_hosts"
+    changed.write_text(f"[127.0.0.1]:{board.port} {(tmp_path / 'other.pub').read_text()}")
+    with pytest.raises(DeviceError, match="host key has changed") as caught:
+        replace(board, known_hosts=str(changed)).check()
+    assert not caught.value.retryable
+
+
+@needs_sshd
+def test_nobody_listens(board: Ssh) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        with pytest.raises(DeviceError, match="Connection refused") as caught:
+            replace(board, port=held.getsockname()[1]).check()
+    assert caught.value.retryable
+
+
+@needs_sshd
+def test_a_server_that_never_answers(board: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "COMMAND_S", 1.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(DeviceError, match=r"no answer in 1 s") as caught:
+            replace(board, port=silent.getsockname()[1]).check()
+    assert caught.value.retryable
+
+
+def test_files_that_the_inventory_names(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file; the inventory names it"):
+        Ssh("pi", host="pi.local", identity_file=str(tmp_path / "none")).check()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"host": "-oProxyCommand=touch x"},
+        {"host": ""},
+        {"host": "pi", "user": "-l"},
+        {"host": "pi", "port": 0},
+        {"host": "pi", "delegate": "gpu"},
+        {"host": "pi", "known_hosts": 'a" b'},
+        {"host": "pi", "threads_per_stage": 0},
+        {"host": "pi", "time_limit_s": 0.0},
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        Ssh("pi", **options)
+
+
+# ------------------------------------------------------------------ what the board lacks
+
+
+@needs_sshd
+def test_no_python(board: Ssh) -> None:
+    with pytest.raises(DeviceError, match=r"has no /none/python3 .* another `python`"):
+        replace(board, python="/none/python3").check()
+
+
+@needs_sshd
+def test_a_python_without_numpy_or_runtime(board: Ssh, tmp_path: Path) -> None:
+    bare = tmp_path / "python3"
+    base = f"{sys.base_prefix}/bin/python3"
+    bare.write_text(f'#!/bin/sh\nexec "{base}" -S "$@"\n')
+    bare.chmod(0o755)
+    poor = replace(board, python=str(bare))
+    with pytest.raises(DeviceError, match="lacks numpy: install it there"):
+        poor.check()
+    site = tmp_path / "site"
+    site.mkdir()
+    installed = Path(np.__file__).parents[1]
+    for package in (*installed.glob("numpy"), *installed.glob("numpy.libs")):
+        (site / package.name).symlink_to(package)
+    bare.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{base}" -S "$@"\n')
+    with pytest.raises(DeviceError, match="has no TFLite runtime: install tflite-runtime or"):
+        poor.check()
+
+
+@needs_sshd
+def test_a_folder_that_cannot_be_made(board: Ssh, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DeviceError, match=r"another `folder`") as caught:
+        replace(board, folder=str(tmp_path / "file" / "below")).check()
+    assert not caught.value.retryable
+
+
+@needs_sshd
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("size", ["8k", "128k"])
+def test_a_full_disk(board: Ssh, segments: Path, tmp_path: Path, size: str) -> None:
+    """Full when the files are sent, and full when the result is written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={size}"]
+    mounted = subprocess.run(["mount", *options, "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
+    try:
+        small = replace(board, folder=str(disk / "coralline"))
+        with pytest.raises(DeviceError, match="No space left on device"):
+            small.measure(task(segments, 3000))
+        assert is_clean(small)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+# ------------------------------------------------------------------ cut in the middle
+
+LONG = 10_000_000
+
+
+def measuring(board: Ssh) -> bool:
+    return len(remote(board)) == 2
+
+
+@needs_sshd
+def test_the_time_limit_ends_the_remote_processes(board: Ssh, segments: Path) -> None:
+    board.measure(task(segments, 5))  # so that only the run itself takes time
+    with pytest.raises(DeviceError, match="not finished after 5 s"):
+        replace(board, time_limit_s=5.0).measure(task(segments, LONG))
+    assert is_clean(board)  # at once: the driver waits for the board to clean up
+
+
+@needs_sshd
+def test_a_cancelled_run_leaves_nothing(board: Ssh, segments: Path) -> None:
+    def cancel(done: int, total: int) -> None:
+        assert measuring(board)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        board.measure(task(segments, LONG), cancel)
+    assert is_clean(board)
+
+
+@needs_sshd
+def test_a_killed_runner_leaves_nothing(board: Ssh, segments: Path) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from hardware_lab.boards import Task\n"
+        "from hardware_lab.boards.ssh import Ssh\n"
+        f"{board!r}.measure(Task('ab', Path({str(segments)!r}), {LONG}, 3))\n"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", script])
+    wait_for(lambda: measuring(board))
+    runner.kill()
+    runner.wait()
+    wait_for(lambda: is_clean(board), 10)
+
+
+@needs_sshd
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_payload_is_killed(board: Ssh, segments: Path, victim: int) -> None:
+    """The supervisor (0) or the worker (1); the next run cleans up what is left."""
+
+    def kill(done: int, total: int) -> None:
+        found = sorted(remote(board), key=lambda process: process.create_time())
+        if found:
+            found[victim].send_signal(signal.SIGKILL)
+
+    with pytest.raises(DeviceError, match=("connection|exit code", "SIGKILL")[victim]):
+        board.measure(task(segments, LONG), kill)
+    wait_for(lambda: not remote(board))
+    assert board.measure(task(segments, 5)).outputs_equal
+    assert is_clean(board)
+
+
+@needs_sshd
+def test_the_board_vanishes(own_server: Server, segments: Path, tmp_path: Path) -> None:
+    own_server.start()
+    board = board_on(own_server, tmp_path)
+    gone: list[int] = []
+
+    def vanish(done: int, total: int) -> None:
+        if not gone:
+            gone.append(done)
+            own_server.kill()
+
+    with pytest.raises(DeviceError, match="connection") as caught:
+        board.measure(task(segments, LONG), vanish)
+    assert gone and caught.value.retryable
+    wait_for(lambda: is_clean(board), 10)
+
+
+@needs_sshd
+def test_a_silent_lab_is_taken_for_gone(
+    board: Ssh, segments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cut cable: no end of the connection is ever seen, only silence."""
+    impatient = tmp_path / "payload.py"
+    impatient.write_text(PAYLOAD.read_text().replace("SILENCE_S = 60.0", "SILENCE_S = 1.0"))
+    monkeypatch.setattr(ssh, "PAYLOAD", impatient)
+    monkeypatch.setattr(ssh, "HEARTBEAT_S", 0.3)
+    assert board.measure(task(segments, 5)).outputs_equal  # heard often enough
+    monkeypatch.setattr(ssh, "HEARTBEAT_S", None)
+    with pytest.raises(DeviceError, match="the lab was not heard of any more") as caught:
+        board.measure(task(segments, LONG))
+    assert caught.value.retryable
+    assert is_clean(board)
+
+
+@needs_sshd
+def test_another_lab_has_the_board(board: Ssh, segments: Path) -> None:
+    Path(board.folder).mkdir()
+    with open(Path(board.folder) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DeviceError, match="another lab works on this board") as caught:
+            board.measure(task(segments, 5))
+    assert caught.value.retryable
+    assert board.measure(task(segments, 5)).outputs_equal
+
+
+# ------------------------------------------------------------------ wrong things
+
+
+@needs_sshd
+def test_a_damaged_file_on_the_board_is_sent_again(board: Ssh, segments: Path) -> None:
+    board.measure(task(segments, 5))
+    digest = ssh._digest(segments / SegmentSet.read(segments).segments[0].file)
+    path = Path(board.folder) / "files" / digest
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DeviceError, match="damaged; it is removed") as caught:
+        board.measure(task(segments, 5))
+    assert caught.value.retryable
+    assert board.measure(task(segments, 5)).outputs_equal
+
+
+@needs_sshd
+@pytest.mark.parametrize(("by", "equal"), [(1, None), (40, False)])
+def test_outputs_are_held_to_the_labs_references(
+    board: Ssh, segments: Path, monkeypatch: pytest.MonkeyPatch, by: int, equal: bool | None
+) -> None:
+    """A step of rounding passes and is told; another result does not pass."""
+    real = ssh.write_references
+
+    def shifted(segments: SegmentSet, out: Path) -> None:
+        real(segments, out)
+        with np.load(out) as kept:
+            arrays = dict(kept)
+        value = arrays["output-2-0"]
+        value[...] = np.where(value > 0, value - by, value + by)
+        np.savez(out, allow_pickle=False, **arrays)
+
+    monkeypatch.setattr(ssh, "write_references", shifted)
+    if equal is None:
+        found = board.measure(task(segments))
+        assert found.outputs_equal is None
+        assert found.environment["largest_output_difference"] == by
+    else:
+        with pytest.raises(DeviceError, match=r"of inference 2 differs from the lab's reference"):
+            board.measure(task(segments))
+
+
+# ------------------------------------------------------------------ the Edge TPU
+
+
+@pytest.fixture
+def as_if_compiled(segments: Path, tmp_path: Path) -> Path:
+    """Segments whose manifest names compiled files, which are the plain ones."""
+    folder = tmp_path / "compiled"
+    shutil.copytree(segments, folder)
+    found = SegmentSet.read(folder)
+    names = tuple(replace(s, compiled={"file": s.file}) for s in found.segments)
+    replace(found, segments=names).write()
+    return folder
+
+
+@needs_sshd
+def test_no_edgetpu_library(board: Ssh, as_if_compiled: Path) -> None:
+    coral = replace(board, delegate="edgetpu")
+    for ask in (coral.check, lambda: coral.measure(task(as_if_compiled))):
+        with pytest.raises(DeviceError, match=r"libedgetpu\.so\.1.*install libedgetpu1-std"):
+            ask()
+
+
+def test_segments_that_are_not_compiled(segments: Path) -> None:
+    coral = Ssh("coral", host="coral.local", delegate="edgetpu")
+    with pytest.raises(UserError, match="is not compiled for the Edge TPU"):
+        coral.measure(task(segments))
+
+
+NO_DELEGATE = """
+#include <stddef.h>
+/* A delegate that loads, opens, and takes no operator. Layout: tensorflow/lite/core/c/common.h */
+struct delegate { void *data; int (*prepare)(void *, struct delegate *); void *f[3];
+                  long flags; void *builder; };
+static int prepare(void *context, struct delegate *self) { return 0; }
+static struct delegate one = { NULL, prepare, { NULL, NULL, NULL }, 0, NULL };
+void *tflite_plugin_create_delegate(char **k, char **v, size_t n, void (*report)(const char *)) {
+  return &one;
+}
+void tflite_plugin_destroy_delegate(void *delegate) {}
+"""
+
+
+@needs_sshd
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_delegate_that_takes_no_operator_is_found_out(
+    own_server: Server, as_if_compiled: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "delegate.c"
+    source.write_text(NO_DELEGATE)
+    library = tmp_path / payload.EDGETPU_LIBRARY
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    own_server.settings.append(f"SetEnv LD_LIBRARY_PATH={tmp_path}")
+    own_server.start()
+    board = board_on(own_server, tmp_path, delegate="edgetpu")
+    assert "Edge TPU opens" in board.check()
+    with pytest.raises(DeviceError, match=r"was asked for and took none of the \d+ operators of"):
+        board.measure(task(as_if_compiled))
+    assert is_clean(board)
+
+
+# ------------------------------------------------------------------ the payload as a file
+
+
+def test_the_payload_is_python_3_7_and_stands_alone() -> None:
+    tree = ast.parse(PAYLOAD.read_text(), feature_version=(3, 7))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add(str(node.module).partition(".")[0])
+    assert imported - set(sys.stdlib_module_names) == {"numpy"}
+    # Newer than 3.7 without being newer syntax.
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not [c for c in calls for k in c.keywords if k.arg == "strict"]
+    assert not [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("removeprefix", "removesuffix")
+    ]
+
+
+def test_the_payload_counts_as_the_runtime_does() -> None:
+    assert payload.QUEUE_DEPTH == pipeline.QUEUE_DEPTH
+    for name in ("small_int8", "small_float"):
+        path = DATA / f"{name}.tflite"
+        told = payload.Model(str(path), 1).partitions()
+        assert told.pop("edgetpu") == 0
+        assert told == Model(path).partitions()

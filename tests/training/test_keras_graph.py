@@ -8,11 +8,12 @@ from coralline.devices.model import load_device
 from coralline.errors import UserError
 from coralline.graph.compute_graph import MODEL_INPUT
 from training.device_check import fit, predict
-from training.keras_graph import graph_of_model, keras_graph, quiet_keras
+from training.keras_graph import graph_of_model, keras_graph
+from training.quiet import load_keras
 
 
 def test_every_kind_of_layer_costs_what_it_becomes() -> None:
-    keras = quiet_keras()
+    keras = load_keras()
     layers = keras.layers
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, padding="same", use_bias=False, name="conv")(image)

@@ -111,7 +111,7 @@ def test_good_labels_pass(tmp_path: Path, docs: Path) -> None:
     ("changes", "message"),
     [
         ({"lower_bound": 1e9}, "value is no smaller than the proven lower bound"),
-        ({"value": None}, "value is a number"),
+        ({"value": None}, "`value` must be a number"),
         ({"gap": -0.5}, "gap is 0 or more, not so in row"),
         ({"objective": "speed"}, "objective is one of bottleneck, peak-memory, latency"),
         ({"graph_digest": "0" * 64}, "the label's graph is in the graph set"),

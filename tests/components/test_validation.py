@@ -111,7 +111,6 @@ def test_good_labels_pass(tmp_path: Path, docs: Path) -> None:
     ("changes", "message"),
     [
         ({"lower_bound": 1e9}, "value is no smaller than the proven lower bound"),
-        ({"value": None}, "`value` must be a number"),
         ({"gap": -0.5}, "gap is 0 or more, not so in row"),
         ({"objective": "speed"}, "objective is one of bottleneck, peak-memory, latency"),
         ({"graph_digest": "0" * 64}, "the label's graph is in the graph set"),
@@ -130,6 +129,13 @@ def test_a_bad_label_is_named(
     assert message in str(error.value)
     assert "row 0 (net0" in str(error.value)
     assert "row 1 " not in str(error.value)
+
+
+def test_a_label_without_a_value_is_refused_when_it_is_read(tmp_path: Path, docs: Path) -> None:
+    plans = [proven(g) for g in GRAPHS]
+    folder = labels(tmp_path, [replace(plans[0], value=None), *plans[1:]])
+    with pytest.raises(UserError, match=r"jsonl: line 1: the plan's `value` must be a number"):
+        validate_labels(folder, graph_set(tmp_path), docs)
 
 
 def test_a_problem_labelled_twice_is_named(tmp_path: Path, docs: Path) -> None:

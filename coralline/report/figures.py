@@ -5,6 +5,7 @@ Text and lines take the page's own colour, so that one figure serves the light a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -219,9 +220,13 @@ def _arcs(left: np.ndarray, right: np.ndarray, depth: np.ndarray) -> Path:
 def latency_curves(case: Case, colours: Mapping[str, str], alt: str) -> str:
     """Share of inferences that took no longer than a time, one panel a board."""
     boards = case.boards
-    with _figure(min(12, 1 + 5.2 * len(boards)), 3.1) as figure:
+    width = min(12, 1 + 5.2 * len(boards))
+    # An entry of the legend takes about 1.5 inches.
+    in_a_row = max(1, int(width / 1.5))
+    legend_rows = math.ceil(len(case.plans) / in_a_row)
+    with _figure(width, 2.9 + 0.2 * legend_rows) as figure:
         grid = figure.subplots(1, len(boards), sharey=True, squeeze=False)[0]
-        _margins(figure, left=0.65, right=0.15, top=0.6, bottom=0.5)
+        _margins(figure, left=0.65, right=0.15, top=0.4 + 0.2 * legend_rows, bottom=0.5)
         for axes, board in zip(grid, boards, strict=True):
             found = {p: m[board] for p, m in case.measurements.items() if board in m}
             for planner, measurement in sorted(found.items()):
@@ -236,7 +241,7 @@ def latency_curves(case: Case, colours: Mapping[str, str], alt: str) -> str:
         grid[0].set_ylabel("share of inferences")
         grid[0].set_yticks([0, 0.5, 0.9, 0.99], ["0", "50 %", "90 %", "99 %"])
         handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 6))
+        figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), in_a_row))
         return _svg(figure, alt)
 
 

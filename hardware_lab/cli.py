@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,7 +252,6 @@ def _print_jobs(found: list[Job]) -> None:
 
 
 def _print_measurement(m: Measurement) -> None:
-    import numpy as np
     from rich.console import Console
     from rich.markup import escape
 
@@ -259,29 +259,12 @@ def _print_measurement(m: Measurement) -> None:
     console = Console(soft_wrap=True)
     console.print(
         f"[bold]{escape(m.model)}[/bold], {len(m.stage_busy_ms)} stages on {m.board} "
-        f"([bold]{said}[/bold]; {m.processor}), {len(m.latency_ms)} samples each"
+        f"([bold]{said}[/bold]; {m.processor})"
     )
-
-    def line(name: str, samples: tuple[float, ...]) -> list[str]:
-        marks = np.percentile(samples, [0, 50, 90, 99, 100])
-        return [name, *(f"{mark:.3f}" for mark in (*marks, float(np.mean(samples))))]
-
-    _print_table(
-        [f"{said} latency, ms", "min", "p50", "p90", "p99", "max", "mean"],
-        [
-            line("one in flight", m.latency_ms),
-            line("pipeline full", m.full_latency_ms),
-        ],
-    )
-    stages = zip(m.stage_busy_ms, m.transfer_ms, m.queue_wait_ms, strict=True)
-    _print_table(
-        [f"stage ({said}, median ms)", "busy", "transfer", "queue wait"],
-        [[str(s), *(f"{np.median(part):.3f}" for part in parts)] for s, parts in enumerate(stages)],
-    )
-    console.print(
-        f"throughput {m.throughput_fps:.1f} inferences/s, first inference "
-        f"{m.first_inference_ms:.3f} ms, bottleneck {m.measured_bottleneck_ms:.3f} ms ({said})"
-    )
+    if m.latency_reported_ms is None:
+        _print_samples(m, said)
+    else:
+        _print_reported(m.latency_reported_ms, said)
     if m.energy_mj_per_inference is not None:
         source = "simulated" if m.simulated else f"meter {m.meter}"
         console.print(f"energy {m.energy_mj_per_inference:.3f} mJ per inference ({source})")
@@ -290,6 +273,38 @@ def _print_measurement(m: Measurement) -> None:
     if m.outputs_equal:
         console.print("every output has the whole model's bits")
     console.print(f"job {m.id}")
+
+
+def _print_reported(reported: Mapping[str, float], said: str) -> None:
+    names = [name for name in reported if name != "count"]
+    row = [f"of {reported['count']:.0f} inferences", *(f"{reported[name]:.3f}" for name in names)]
+    _print_table([f"{said} latency, ms, as the board's program reports it", *names], [row])
+
+
+def _print_samples(m: Measurement, said: str) -> None:
+    import numpy as np
+    from rich.console import Console
+
+    def line(name: str, samples: tuple[float, ...]) -> list[str]:
+        marks = np.percentile(samples, [0, 50, 90, 99, 100])
+        return [name, *(f"{mark:.3f}" for mark in (*marks, float(np.mean(samples))))]
+
+    _print_table(
+        [f"{said}, ms", "min", "p50", "p90", "p99", "max", "mean"],
+        [
+            line(f"one in flight, {len(m.latency_ms)} samples", m.latency_ms),
+            line(f"pipeline full, {len(m.full_latency_ms)} samples", m.full_latency_ms),
+        ],
+    )
+    stages = zip(m.stage_busy_ms, m.transfer_ms, m.queue_wait_ms, strict=True)
+    _print_table(
+        [f"stage ({said}, median ms)", "busy", "transfer", "queue wait"],
+        [[str(s), *(f"{np.median(part):.3f}" for part in parts)] for s, parts in enumerate(stages)],
+    )
+    Console(soft_wrap=True).print(
+        f"throughput {m.throughput_fps:.1f} inferences/s, first inference "
+        f"{m.first_inference_ms:.3f} ms, bottleneck {m.measured_bottleneck_ms:.3f} ms ({said})"
+    )
 
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,13 @@ class Measurement:
         outputs_equal: Whether every output had the whole model's bits; None when the board cannot
             run the model, or where its own kernels round otherwise than this machine's.
         environment: Processor, kernel, library versions, load, threads.
+        processor_asked: `cpu`, `gpu`, `nnapi`, `npu`, `edgetpu`, or several joined by `+`.
+        processor_ran: Likewise, by proof of the runtime.
+        delegated_share: Of the model's operators, those that the runtime's delegate for the
+            processor asked for ran; for the CPU that delegate is XNNPACK. None if untold.
+        latency_reported_ms: What the board's own program reports where it gives no samples, with
+            one inference in flight: `count`, `mean` and, where known, `min`, `max`, `std`, `p5`,
+            `p50`, `p95`. None where there are samples.
     """
 
     id: str
@@ -70,6 +77,10 @@ class Measurement:
     energy_mj_per_inference: float | None
     outputs_equal: bool | None
     environment: Mapping[str, Any]
+    processor_asked: str | None = None
+    processor_ran: str | None = None
+    delegated_share: float | None = None
+    latency_reported_ms: Mapping[str, float] | None = None
 
     @staticmethod
     def of_run(run: PipelineRun, segments: SegmentSet, **facts: Any) -> Measurement:
@@ -94,6 +105,11 @@ class Measurement:
             **facts,
         )
 
+    @property
+    def fell_back(self) -> bool:
+        """Whether another processor ran operators than the one asked for."""
+        return self.processor_asked != self.processor_ran
+
     def latency_percentile_ms(self, percent: float) -> float:
         """A percentile of the latency with one inference in flight (linear interpolation)."""
         return float(np.percentile(self.latency_ms, percent))
@@ -111,6 +127,10 @@ class Measurement:
 
     def summary(self) -> dict[str, float]:
         """The metrics that tables and MLflow show."""
+        if self.latency_reported_ms is not None:
+            reported = {f"latency_{k}_ms": v for k, v in self.latency_reported_ms.items()}
+            del reported["latency_count_ms"]
+            return {**reported, "first_inference_ms": self.first_inference_ms}
         values = {
             "latency_p50_ms": self.latency_percentile_ms(50),
             "latency_p90_ms": self.latency_percentile_ms(90),
@@ -136,11 +156,11 @@ class Measurement:
         """
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise UserError(f"is not a measurement; its `schema` must be {SCHEMA}")
-        names = Measurement.__dataclass_fields__
-        missing = [name for name in names if name not in data]
+        known = Measurement.__dataclass_fields__.values()
+        missing = [f.name for f in known if f.name not in data and f.default is MISSING]
         if missing:
             raise UserError(f"the measurement lacks {', '.join(missing)}")
-        values = {name: data[name] for name in names}
+        values = {field.name: data[field.name] for field in known if field.name in data}
         for name in ("latency_ms", "full_latency_ms"):
             values[name] = tuple(values[name])
         for name in ("stage_busy_ms", "queue_wait_ms", "transfer_ms"):

@@ -64,9 +64,16 @@ class Board(Protocol):
 
 def board_kinds() -> Mapping[str, type[Board]]:
     """The kinds that an inventory may name."""
+    from hardware_lab.boards.android import Android
     from hardware_lab.boards.coral_local import CoralLocal
     from hardware_lab.boards.edgetpu_sim import SimulatedEdgeTpu
     from hardware_lab.boards.host import Host
     from hardware_lab.boards.ssh import Ssh
 
-    return {"coral-local": CoralLocal, "edgetpu-sim": SimulatedEdgeTpu, "host": Host, "ssh": Ssh}
+    return {
+        "android": Android,
+        "coral-local": CoralLocal,
+        "edgetpu-sim": SimulatedEdgeTpu,
+        "host": Host,
+        "ssh": Ssh,
+    }

@@ -87,6 +87,8 @@ class AdbDevice:
         self._links.clear()
 
     def stop(self) -> None:
+        with suppress(OSError):  # it has stopped already
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone leaves `accept` waiting
         self._listener.close()
         self.vanish()
 

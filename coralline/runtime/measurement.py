@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coralline.errors import UserError
+from coralline.runtime import statistics
 
 if TYPE_CHECKING:
     from coralline.runtime.pipeline import PipelineRun
@@ -54,6 +55,7 @@ class Measurement:
         latency_reported_ms: What the board's own program reports where it gives no samples, with
             one inference in flight: `count`, `mean` and, where known, `min`, `max`, `std`, `p5`,
             `p50`, `p95`. None where there are samples.
+        at_s: When each sample with one inference in flight began, from the first.
     """
 
     id: str
@@ -81,6 +83,7 @@ class Measurement:
     processor_ran: str | None = None
     delegated_share: float | None = None
     latency_reported_ms: Mapping[str, float] | None = None
+    at_s: tuple[float, ...] = ()
 
     @staticmethod
     def of_run(run: PipelineRun, segments: SegmentSet, **facts: Any) -> Measurement:
@@ -97,6 +100,7 @@ class Measurement:
             first_inference_ms=run.first_inference_ms,
             latency_ms=tuple(run.latency_ms.tolist()),
             full_latency_ms=tuple(run.full_latency_ms.tolist()),
+            at_s=tuple(run.at_s.tolist()),
             wall_s=run.wall_s,
             stage_busy_ms=rows(run.stage_busy_ms),
             queue_wait_ms=rows(run.queue_wait_ms),
@@ -143,9 +147,50 @@ class Measurement:
             values["energy_mj_per_inference"] = self.energy_mj_per_inference
         return values
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What speaks against it: see `coralline.runtime.statistics.marks`."""
+        # What a device model computes does not depend on the state of this machine.
+        if self.board_kind == "edgetpu-sim":
+            return ()
+        found = statistics.marks(self.latency_ms, self.at_s, self.environment)
+        if self.fell_back:
+            found = (
+                f"fell back: {self.processor_asked} was asked for and {self.processor_ran} ran",
+                *found,
+            )
+        return found
+
+    def statistics(self) -> dict[str, Any]:
+        """Percentiles of the latency with one inference in flight, and how sure they are.
+
+        Returns:
+            For `p50`, `p90` and `p99`: `value`, `low` and `high` (95 % bootstrap interval), and
+            `at_most`, which the percentile does not exceed with a confidence of 99 % (MLPerf's
+            early stopping; None with too few samples). `drift`: last minute over first. Empty
+            where the board gives no samples.
+        """
+        if not self.latency_ms:
+            return {}
+        drift = statistics.drift(self.at_s, self.latency_ms) if self.at_s else None
+        found: dict[str, Any] = {
+            f"p{percent}": {
+                **statistics.percentile(self.latency_ms, percent).to_json(),
+                "at_most": statistics.early_stopping_ms(self.latency_ms, percent),
+            }
+            for percent in (50, 90, 99)
+        }
+        return {**found, "drift": drift and drift.to_json()}
+
     def to_json(self) -> dict[str, Any]:
-        """A `coralline.measurement/v1` object, with the summary for readers of the file."""
-        return {"schema": SCHEMA, **asdict(self), "summary": self.summary()}
+        """A `coralline.measurement/v1` object; what follows from it is added for readers."""
+        return {
+            "schema": SCHEMA,
+            **asdict(self),
+            "summary": self.summary(),
+            "statistics": self.statistics(),
+            "marks": list(self.marks),
+        }
 
     @staticmethod
     def from_json(data: Any) -> Measurement:
@@ -161,8 +206,8 @@ class Measurement:
         if missing:
             raise UserError(f"the measurement lacks {', '.join(missing)}")
         values = {field.name: data[field.name] for field in known if field.name in data}
-        for name in ("latency_ms", "full_latency_ms"):
-            values[name] = tuple(values[name])
+        for name in ("latency_ms", "full_latency_ms", "at_s"):
+            values[name] = tuple(values.get(name, ()))
         for name in ("stage_busy_ms", "queue_wait_ms", "transfer_ms"):
             values[name] = tuple(tuple(row) for row in values[name])
         return Measurement(**values)

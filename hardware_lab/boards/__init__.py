@@ -20,6 +20,7 @@ class Task:
         path: A folder that `coralline split` wrote, or a plain .tflite.
         repetitions: Samples of each mode.
         warmup: Inferences before the first sample of each mode.
+        seconds: After so long a mode gives no more samples; None for no such limit.
         keep_open: File descriptors that every process working on the board must hold: the
             board's lock lasts until all of them have ended.
     """
@@ -28,6 +29,7 @@ class Task:
     path: Path
     repetitions: int
     warmup: int
+    seconds: float | None = None
     keep_open: tuple[int, ...] = ()
 
 

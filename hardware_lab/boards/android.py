@@ -173,6 +173,7 @@ class Android:
                     self._clean(phone)
         emulated = facts["ro.boot.qemu"] == "1"
         ran, share = _processors(stages)
+        whole = _whole(stages)
         checked = [stage["largest_difference"] for stage in stages]
         return Measurement(
             id=task.id,
@@ -203,6 +204,7 @@ class Android:
                 "threads": self.threads,
                 "cpus": self.cpus or None,
                 "runtime": self.runtime,
+                "lost_samples": 0 if task.seconds else max(task.repetitions - whole["count"], 0),
                 "binary_digest": file_digest(binary),
                 "stages": stages,
                 "largest_output_difference": max(
@@ -212,7 +214,7 @@ class Android:
             processor_asked=self.processor,
             processor_ran=ran,
             delegated_share=share,
-            latency_reported_ms=_whole(stages),
+            latency_reported_ms=whole,
         )
 
     # ------------------------------------------------------------ one segment
@@ -221,7 +223,13 @@ class Android:
         self, session: _Session, task: Task, model: Path, reference: _Reference
     ) -> dict[str, Any]:
         """Run one segment timed, then profiled; what the program told of both."""
-        timed = [f"--num_runs={task.repetitions}", f"--warmup_runs={max(task.warmup, 1)}"]
+        left = _left(session.deadline)
+        longest = left if task.seconds is None else min(left, task.seconds)
+        timed = [
+            f"--num_runs={task.repetitions}",
+            f"--warmup_runs={max(task.warmup, 1)}",
+            f"--max_secs={longest:.3f}",
+        ]
         said = self._run(session, model, timed)
         first, latency = parse_latency(said)
         found: dict[str, Any] = {
@@ -238,6 +246,7 @@ class Android:
             runs = min(task.repetitions, PROFILED_RUNS)
             profiled = [
                 f"--num_runs={runs}",
+                f"--max_secs={_left(session.deadline):.3f}",
                 "--enable_op_profiling=true",
                 "--op_profiling_output_mode=csv",
                 f"--op_profiling_output_file={session.job}/profile.csv",
@@ -261,7 +270,6 @@ class Android:
             f"--num_threads={self.threads}",
             "--min_secs=0",
             "--warmup_min_secs=0",
-            f"--max_secs={left:.0f}",
             *self._processor_flags(),
             *flags,
         ]

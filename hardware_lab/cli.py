@@ -308,9 +308,7 @@ def _print_samples(m: Measurement, said: str) -> None:
         bounds = [surely.get(key) for key in ("low", "high", "at_most")]
         cells = ["" if bound is None else f"{bound:.3f}" for bound in bounds]
         rows.append([name, f"{alone[name]:.3f}", *cells, f"{full[name]:.3f}"])
-    _print_table(
-        [f"{said}, ms", "one in flight", "95 % from", "to", "99 % below", "pipeline full"], rows
-    )
+    _print_table([f"{said}, ms", "alone", "95 % from", "to", "99 % below", "full"], rows)
     stages = zip(m.stage_busy_ms, m.transfer_ms, m.queue_wait_ms, strict=True)
     _print_table(
         [f"stage ({said}, median ms)", "busy", "transfer", "queue wait"],

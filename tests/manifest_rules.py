@@ -411,6 +411,26 @@ def network(manifests: Manifests) -> Iterator[str]:
             yield f"{pod.name}: no network policy of type {kind} selects it"
 
 
+def may_speak(manifests: Manifests, source: Pod, target: Pod, port: int | str) -> bool:
+    """Whether the policies let one pod open a connection to another's port."""
+
+    def open_(direction: str, here: Pod, there: Pod) -> bool:
+        policies = [
+            doc
+            for doc in manifests.of("NetworkPolicy")
+            if direction.capitalize() in doc["spec"]["policyTypes"]
+            and here in manifests.selected(namespace_of(doc), doc["spec"]["podSelector"])
+        ]
+        return not policies or any(
+            there in _peers(manifests, doc, peers) and port in {p["port"] for p in allowed}
+            for doc in policies
+            for way, peers, allowed in _flows(doc)
+            if way == direction
+        )
+
+    return open_("egress", source, target) and open_("ingress", target, source)
+
+
 _LEVEL = "pod-security.kubernetes.io/enforce"
 
 

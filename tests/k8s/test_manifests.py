@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from manifest_rules import ROOT, RULES, Manifests, documented_secrets
+from manifest_rules import ROOT, RULES, Manifests, documented_secrets, may_speak
 
 from hardware_lab.inventory import load_inventory
 from pipelines import cluster
@@ -57,6 +57,25 @@ def test_a_broken_manifest_is_caught_by_its_rule(file: Path) -> None:
 
 def test_every_rule_has_a_manifest_that_breaks_it() -> None:
     assert {file.stem.partition("-")[0] for file in INVALID} == set(RULES)
+
+
+@pytest.mark.parametrize("overlay", ["local", "lab"])
+def test_only_those_speak_who_must(overlay: str) -> None:
+    manifests = _rendered(overlay)
+    ports = {"postgres": "postgres", "mlflow": "http", "prune": "http", "runner": "http"}
+    name = "app.kubernetes.io/name"
+    speak = {
+        (source.labels[name], target.labels[name])
+        for source in manifests.pods
+        for target in manifests.pods
+        if may_speak(manifests, source, target, ports[target.labels[name]])
+    }
+    assert speak == {
+        ("mlflow", "postgres"),
+        ("prune", "postgres"),
+        ("runner", "postgres"),
+        ("prune", "mlflow"),
+    }
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

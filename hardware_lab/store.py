@@ -593,11 +593,14 @@ class Store:
         Returns:
             The jobs that this call ended.
         """
+        chosen: ColumnElement[bool] = _jobs.c.id.in_(ids)
+        if group is not None:
+            chosen |= _jobs.c.batch == group
         with self._write() as connection:
             ended = connection.execute(
                 update(_jobs)
                 .where(
-                    or_(_jobs.c.id.in_(ids), _jobs.c.batch == group),
+                    chosen,
                     _jobs.c.state.in_(("queued", "running")),
                 )
                 .values(state="cancelled", finished=self._now(), error=reason)

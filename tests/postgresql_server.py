@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
+# What outlives the server's processes is enough here; the disk may be slow.
+_SETTINGS = ("-c", "listen_addresses=", "-c", "fsync=off")
+
 
 def binaries() -> Path | None:
     """The folder with the server's binaries, which Debian does not put on the path."""

@@ -80,7 +80,7 @@ def submit(store: Store, demand: Demand) -> Job:
     return store.submit(INT8, demand, repetitions=1, warmup=0)
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     limit = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < limit, "waited too long"
@@ -221,8 +221,8 @@ def test_the_database_is_gone_and_comes_back(
     tmp_path: Path,
 ) -> None:
     store = Store(where)
-    jobs = [submit(store, Demand(f"b{i % 2}")) for i in range(6)]
-    process = runner("runner.HOLD_S, runner.LEASE_S = 20, 30", seconds=0.5)
+    jobs = [submit(store, Demand(f"b{i % 2}")) for i in range(8)]
+    process = runner("runner.HOLD_S, runner.LEASE_S = 60, 90", seconds=0.5)
     for gone_s in (0.3, 1.0):
         already = len(notes(tmp_path))
         wait_for(lambda already=already: len(notes(tmp_path)) > already)
@@ -231,7 +231,9 @@ def test_the_database_is_gone_and_comes_back(
         postgresql.start()
     assert process.wait(60) == 0
     all_is_well(store, tmp_path, jobs)
-    assert {store.job(job.id).attempt for job in jobs} == {1}
+    begun = Counter(note[2] for note in notes(tmp_path) if note[0] == "begin")
+    # An answer may get lost, and with it an attempt, but no measurement is made twice.
+    assert begun == {job.id: 1 for job in jobs}
 
 
 def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,12 +255,13 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_running_job_is_cancelled(where: str, tmp_path: Path) -> None:
     store = Store(where)
     job, other = submit(store, Demand("b0")), submit(store, Demand("b1"))
-    thread = Thread(target=run_jobs, args=(store, scripted_lab(tmp_path, 2, seconds=1.5)))
+    boards = {"b0": ScriptedBoard("b0", tmp_path, 1000), "b1": ScriptedBoard("b1", tmp_path)}
+    lab = Inventory(boards, {name: {} for name in boards})
+    thread = Thread(target=run_jobs, args=(store, lab))
     thread.start()
-    wait_for(lambda: len(notes(tmp_path)) == 2)
+    wait_for(lambda: "b0" in {note[1] for note in notes(tmp_path)})
     store.cancel([job.id])
-    wait_for(lambda: "end" in {note[0] for note in notes(tmp_path) if note[2] == job.id}, 1.0)
-    thread.join(30)
+    thread.join(60)
     assert store.job(job.id).state == "cancelled"
     all_is_well(store, tmp_path, [other])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -278,7 +279,7 @@ def show(
     job = store.job(job_id)
     measurement = store.measurement(job_id) if job.state == "done" or out is not None else None
     if out is not None and measurement is not None:
-        output.write_json(out, measurement.to_json())
+        _write(out, measurement)
     if json:
         kept = measurement.to_json() if measurement is not None else None
         output.print_json({"job": job.to_json(), "measurement": kept})
@@ -316,7 +317,7 @@ def bench(
     store.job(job.id).raise_error()
     measurement = store.measurement(job.id)
     if out is not None:
-        output.write_json(out, measurement.to_json())
+        _write(out, measurement)
     if json:
         output.print_json(measurement.to_json())
     else:
@@ -371,8 +372,16 @@ def _print_jobs(found: list[Job]) -> None:
     _print_table(["job", "board", "model", "group", "state", "attempt", "error"], rows)
 
 
+def _write(out: Path, measurement: Measurement) -> None:
+    """The measurement as JSON, and beside it the samples as Parquet."""
+    from coralline.runtime.samples import write_samples
+
+    output.write_json(out, measurement.to_json())
+    if measurement.latency_ms:
+        write_samples(measurement, out.with_suffix(".parquet"))
+
+
 def _print_measurement(m: Measurement) -> None:
-    import numpy as np
     from rich.console import Console
     from rich.markup import escape
 
@@ -380,29 +389,12 @@ def _print_measurement(m: Measurement) -> None:
     console = Console(soft_wrap=True)
     console.print(
         f"[bold]{escape(m.model)}[/bold], {len(m.stage_busy_ms)} stages on {m.board} "
-        f"([bold]{said}[/bold]; {m.processor}), {len(m.latency_ms)} samples each"
+        f"([bold]{said}[/bold]; {m.processor})"
     )
-
-    def line(name: str, samples: tuple[float, ...]) -> list[str]:
-        marks = np.percentile(samples, [0, 50, 90, 99, 100])
-        return [name, *(f"{mark:.3f}" for mark in (*marks, float(np.mean(samples))))]
-
-    _print_table(
-        [f"{said} latency, ms", "min", "p50", "p90", "p99", "max", "mean"],
-        [
-            line("one in flight", m.latency_ms),
-            line("pipeline full", m.full_latency_ms),
-        ],
-    )
-    stages = zip(m.stage_busy_ms, m.transfer_ms, m.queue_wait_ms, strict=True)
-    _print_table(
-        [f"stage ({said}, median ms)", "busy", "transfer", "queue wait"],
-        [[str(s), *(f"{np.median(part):.3f}" for part in parts)] for s, parts in enumerate(stages)],
-    )
-    console.print(
-        f"throughput {m.throughput_fps:.1f} inferences/s, first inference "
-        f"{m.first_inference_ms:.3f} ms, bottleneck {m.measured_bottleneck_ms:.3f} ms ({said})"
-    )
+    if m.latency_reported_ms is None:
+        _print_samples(m, said)
+    else:
+        _print_reported(m.latency_reported_ms, said)
     if m.energy_mj_per_inference is not None:
         source = "simulated" if m.simulated else f"meter {m.meter}"
         console.print(f"energy {m.energy_mj_per_inference:.3f} mJ per inference ({source})")
@@ -410,7 +402,44 @@ def _print_measurement(m: Measurement) -> None:
         console.print("energy not known: no meter")
     if m.outputs_equal:
         console.print("every output has the whole model's bits")
+    for mark in m.marks:
+        console.print(f"[yellow]{escape(mark)}[/yellow]")
     console.print(f"job {m.id}")
+
+
+def _print_reported(reported: Mapping[str, float], said: str) -> None:
+    names = [name for name in reported if name != "count"]
+    row = [f"of {reported['count']:.0f} inferences", *(f"{reported[name]:.3f}" for name in names)]
+    _print_table([f"{said} latency, ms, as the board's program reports it", *names], [row])
+
+
+def _print_samples(m: Measurement, said: str) -> None:
+    import numpy as np
+    from rich.console import Console
+
+    told = m.statistics()
+    alone, full = (
+        dict(zip(("min", "max", "mean"), (min(x), max(x), float(np.mean(x))), strict=True))
+        | {f"p{percent}": float(np.percentile(x, percent)) for percent in (50, 90, 99)}
+        for x in (m.latency_ms, m.full_latency_ms)
+    )
+    rows = []
+    for name in ("min", "p50", "p90", "p99", "max", "mean"):
+        surely = told.get(name, {})
+        bounds = [surely.get(key) for key in ("low", "high", "at_most")]
+        cells = ["" if bound is None else f"{bound:.3f}" for bound in bounds]
+        rows.append([name, f"{alone[name]:.3f}", *cells, f"{full[name]:.3f}"])
+    _print_table([f"{said}, ms", "alone", "95 % from", "to", "99 % below", "full"], rows)
+    stages = zip(m.stage_busy_ms, m.transfer_ms, m.queue_wait_ms, strict=True)
+    _print_table(
+        [f"stage ({said}, median ms)", "busy", "transfer", "queue wait"],
+        [[str(s), *(f"{np.median(part):.3f}" for part in parts)] for s, parts in enumerate(stages)],
+    )
+    Console(soft_wrap=True).print(
+        f"{len(m.latency_ms)} samples each, throughput {m.throughput_fps:.1f} inferences/s, "
+        f"first inference {m.first_inference_ms:.3f} ms, bottleneck "
+        f"{m.measured_bottleneck_ms:.3f} ms ({said})"
+    )
 
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:

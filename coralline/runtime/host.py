@@ -24,6 +24,7 @@ class HostRequest:
         board, board_kind: Written into it.
         repetitions: Samples of each mode.
         warmup: Inferences before the first sample of each mode.
+        seconds: As `run_pipeline` takes it.
         threads_per_stage: CPU threads of each stage.
         seed: Of the random inputs.
     """
@@ -34,6 +35,7 @@ class HostRequest:
     board_kind: str
     repetitions: int
     warmup: int
+    seconds: float | None = None
     threads_per_stage: int = 1
     seed: int = 0
 
@@ -68,16 +70,17 @@ def _measure_here(data: Mapping[str, Any], on_progress: Progress) -> dict[str, A
     request = HostRequest(**data)
     segments = open_segments(Path(request.path))
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    watch = environment.LoadWatch()
+    watch = environment.Watch()
     run = run_pipeline(
         segments,
         repetitions=request.repetitions,
         warmup=request.warmup,
+        seconds=request.seconds,
         threads_per_stage=request.threads_per_stage,
         seed=request.seed,
         on_progress=on_progress,
     )
-    load = watch.read()
+    seen = watch.read()
     delegated = sum(p["delegated"] for p in run.partitions)
     operators = sum(p["operators"] for p in run.partitions)
     return Measurement.of_run(
@@ -91,9 +94,12 @@ def _measure_here(data: Mapping[str, Any], on_progress: Progress) -> dict[str, A
         meter=None,
         started_at=started_at,
         energy_mj_per_inference=None,
+        processor_asked="cpu",
+        processor_ran="cpu",
+        delegated_share=delegated / operators,
         environment={
             **environment.machine(),
-            **load,
+            **seen,
             "threads_per_stage": request.threads_per_stage,
             "seed": request.seed,
             "partitions": list(run.partitions),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coralline.errors import UserError
+from coralline.runtime import statistics
 
 if TYPE_CHECKING:
     from coralline.runtime.pipeline import PipelineRun
@@ -47,6 +48,14 @@ class Measurement:
         outputs_equal: Whether every output had the whole model's bits; None when the board cannot
             run the model, or where its own kernels round otherwise than this machine's.
         environment: Processor, kernel, library versions, load, threads.
+        processor_asked: `cpu`, `gpu`, `nnapi`, `npu`, `edgetpu`, or several joined by `+`.
+        processor_ran: Likewise, by proof of the runtime.
+        delegated_share: Of the model's operators, those that the runtime's delegate for the
+            processor asked for ran; for the CPU that delegate is XNNPACK. None if untold.
+        latency_reported_ms: What the board's own program reports where it gives no samples, with
+            one inference in flight: `count`, `mean` and, where known, `min`, `max`, `std`, `p5`,
+            `p50`, `p95`. None where there are samples.
+        at_s: When each sample with one inference in flight began, from the first.
     """
 
     id: str
@@ -70,6 +79,11 @@ class Measurement:
     energy_mj_per_inference: float | None
     outputs_equal: bool | None
     environment: Mapping[str, Any]
+    processor_asked: str | None = None
+    processor_ran: str | None = None
+    delegated_share: float | None = None
+    latency_reported_ms: Mapping[str, float] | None = None
+    at_s: tuple[float, ...] = ()
 
     @staticmethod
     def of_run(run: PipelineRun, segments: SegmentSet, **facts: Any) -> Measurement:
@@ -86,6 +100,7 @@ class Measurement:
             first_inference_ms=run.first_inference_ms,
             latency_ms=tuple(run.latency_ms.tolist()),
             full_latency_ms=tuple(run.full_latency_ms.tolist()),
+            at_s=tuple(run.at_s.tolist()),
             wall_s=run.wall_s,
             stage_busy_ms=rows(run.stage_busy_ms),
             queue_wait_ms=rows(run.queue_wait_ms),
@@ -93,6 +108,11 @@ class Measurement:
             outputs_equal=run.outputs_equal,
             **facts,
         )
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether another processor ran operators than the one asked for."""
+        return self.processor_asked != self.processor_ran
 
     def latency_percentile_ms(self, percent: float) -> float:
         """A percentile of the latency with one inference in flight (linear interpolation)."""
@@ -111,6 +131,10 @@ class Measurement:
 
     def summary(self) -> dict[str, float]:
         """The metrics that tables and MLflow show."""
+        if self.latency_reported_ms is not None:
+            reported = {f"latency_{k}_ms": v for k, v in self.latency_reported_ms.items()}
+            del reported["latency_count_ms"]
+            return {**reported, "first_inference_ms": self.first_inference_ms}
         values = {
             "latency_p50_ms": self.latency_percentile_ms(50),
             "latency_p90_ms": self.latency_percentile_ms(90),
@@ -123,9 +147,50 @@ class Measurement:
             values["energy_mj_per_inference"] = self.energy_mj_per_inference
         return values
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What speaks against it: see `coralline.runtime.statistics.marks`."""
+        # What a device model computes does not depend on the state of this machine.
+        if self.board_kind == "edgetpu-sim":
+            return ()
+        found = statistics.marks(self.latency_ms, self.at_s, self.environment)
+        if self.fell_back:
+            found = (
+                f"fell back: {self.processor_asked} was asked for and {self.processor_ran} ran",
+                *found,
+            )
+        return found
+
+    def statistics(self) -> dict[str, Any]:
+        """Percentiles of the latency with one inference in flight, and how sure they are.
+
+        Returns:
+            For `p50`, `p90` and `p99`: `value`, `low` and `high` (95 % bootstrap interval), and
+            `at_most`, which the percentile does not exceed with a confidence of 99 % (MLPerf's
+            early stopping; None with too few samples). `drift`: last minute over first. Empty
+            where the board gives no samples.
+        """
+        if not self.latency_ms:
+            return {}
+        drift = statistics.drift(self.at_s, self.latency_ms) if self.at_s else None
+        found: dict[str, Any] = {
+            f"p{percent}": {
+                **statistics.percentile(self.latency_ms, percent).to_json(),
+                "at_most": statistics.early_stopping_ms(self.latency_ms, percent),
+            }
+            for percent in (50, 90, 99)
+        }
+        return {**found, "drift": drift and drift.to_json()}
+
     def to_json(self) -> dict[str, Any]:
-        """A `coralline.measurement/v1` object, with the summary for readers of the file."""
-        return {"schema": SCHEMA, **asdict(self), "summary": self.summary()}
+        """A `coralline.measurement/v1` object; what follows from it is added for readers."""
+        return {
+            "schema": SCHEMA,
+            **asdict(self),
+            "summary": self.summary(),
+            "statistics": self.statistics(),
+            "marks": list(self.marks),
+        }
 
     @staticmethod
     def from_json(data: Any) -> Measurement:
@@ -136,13 +201,13 @@ class Measurement:
         """
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise UserError(f"is not a measurement; its `schema` must be {SCHEMA}")
-        names = Measurement.__dataclass_fields__
-        missing = [name for name in names if name not in data]
+        known = Measurement.__dataclass_fields__.values()
+        missing = [f.name for f in known if f.name not in data and f.default is MISSING]
         if missing:
             raise UserError(f"the measurement lacks {', '.join(missing)}")
-        values = {name: data[name] for name in names}
-        for name in ("latency_ms", "full_latency_ms"):
-            values[name] = tuple(values[name])
+        values = {field.name: data[field.name] for field in known if field.name in data}
+        for name in ("latency_ms", "full_latency_ms", "at_s"):
+            values[name] = tuple(values.get(name, ()))
         for name in ("stage_busy_ms", "queue_wait_ms", "transfer_ms"):
             values[name] = tuple(tuple(row) for row in values[name])
         return Measurement(**values)

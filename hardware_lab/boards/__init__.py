@@ -21,6 +21,7 @@ class Task:
         path: A folder that `coralline split` wrote, or a plain .tflite.
         repetitions: Samples of each mode.
         warmup: Inferences before the first sample of each mode.
+        seconds: After so long a mode gives no more samples; None for no such limit.
         keep_open: File descriptors that every process working on the board must hold: the
             board's lock lasts until all of them have ended.
         stop: Once it is true the board must be left at once, however far the task is: another
@@ -31,6 +32,7 @@ class Task:
     path: Path
     repetitions: int
     warmup: int
+    seconds: float | None = None
     keep_open: tuple[int, ...] = ()
     stop: Stop = never
 
@@ -74,9 +76,16 @@ def here(part: str) -> str:
 
 def board_kinds() -> Mapping[str, type[Board]]:
     """The kinds that an inventory may name."""
+    from hardware_lab.boards.android import Android
     from hardware_lab.boards.coral_local import CoralLocal
     from hardware_lab.boards.edgetpu_sim import SimulatedEdgeTpu
     from hardware_lab.boards.host import Host
     from hardware_lab.boards.ssh import Ssh
 
-    return {"coral-local": CoralLocal, "edgetpu-sim": SimulatedEdgeTpu, "host": Host, "ssh": Ssh}
+    return {
+        "android": Android,
+        "coral-local": CoralLocal,
+        "edgetpu-sim": SimulatedEdgeTpu,
+        "host": Host,
+        "ssh": Ssh,
+    }

@@ -53,6 +53,7 @@ class Host:
             board_kind=self.kind,
             repetitions=task.repetitions,
             warmup=task.warmup,
+            seconds=task.seconds,
             threads_per_stage=self.threads_per_stage,
         )
         return measure(

@@ -49,13 +49,13 @@ def test_options_reach_the_board(tmp_path: Path) -> None:
         (
             HEAD + "boards:\n  a: {}\n",
             3,
-            "has no `kind`; choose coral-local, edgetpu-sim, host, ssh",
+            "has no `kind`; choose android, coral-local, edgetpu-sim, host, ssh",
         ),
         (
             HEAD + "boards:\n  a:\n    kind: jetson\n",
             4,
-            "kind 'jetson', which this version has no driver for; choose coral-local, edgetpu-sim, "
-            "host, ssh",
+            "kind 'jetson', which this version has no driver for; choose android, coral-local, "
+            "edgetpu-sim, host, ssh",
         ),
         (HEAD + "boards:\n  a:\n    kind: host\n    cores: 2\n", 5, "option 'cores' is not known"),
         (

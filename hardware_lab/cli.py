@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from coralline.cli import output
-from coralline.home import home_folder
 
 if TYPE_CHECKING:
     from coralline.runtime.measurement import Measurement
     from hardware_lab.inventory import Inventory
     from hardware_lab.store import Job, Store
 
-LAB = home_folder() / "lab"
 REPETITIONS = 200
 WARMUP = 10
 
@@ -37,8 +35,17 @@ def add_bench(app: typer.Typer) -> None:
     app.command("bench", epilog="Example: coralline bench segments --board host")(bench)
 
 
-def _folder() -> Any:
-    return typer.Option(LAB, "--lab", help="Folder that keeps the jobs and measurements.")
+def _where() -> Any:
+    return typer.Option(
+        None,
+        "--lab",
+        envvar="CORALLINE_LAB",
+        help="Folder that keeps the jobs and measurements, or postgresql://user@host/database.",
+    )
+
+
+def _group() -> Any:
+    return typer.Option(None, "--group", help="Only the jobs of this group.")
 
 
 def _inventory() -> Any:
@@ -66,22 +73,30 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
 
     from hardware_lab.inventory import load_inventory
 
+    found = load_inventory(inventory)
     rows = [
-        {"kind": board.kind, "resource": board.resource, **asdict(board)}  # type: ignore[call-overload]
-        for board in load_inventory(inventory).boards.values()
+        {
+            "kind": board.kind,
+            "resource": board.resource,
+            "tags": dict(found.tags[name]),
+            **asdict(board),  # type: ignore[call-overload]
+        }
+        for name, board in found.boards.items()
     ]
     if json:
         output.print_json({"boards": rows})
         return
+    hidden = ("name", "kind", "tags", "resource")
     shown = [
         [
             row["name"],
             row["kind"],
-            ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("name", "kind", "resource")),
+            ", ".join(f"{tag} {count}" for tag, count in row["tags"].items()),
+            ", ".join(f"{k} {v}" for k, v in row.items() if k not in hidden),
         ]
         for row in rows
     ]
-    _print_table(["board", "kind", "options"], shown)
+    _print_table(["board", "kind", "tags", "options"], shown)
 
 
 @lab.command("health", epilog="Example: coralline lab health")
@@ -113,34 +128,80 @@ def health(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
 @lab.command("submit", epilog="Example: coralline lab submit segments --board host")
 def submit(
     path: Path = typer.Argument(..., help="A folder that `coralline split` wrote, or a .tflite."),
-    board: str = typer.Option(..., "--board", "-b", help="Name in the inventory."),
+    board: str | None = typer.Option(None, "--board", "-b", help="Name in the inventory."),
+    need: list[str] = typer.Option(
+        [], "--need", help="Any board with this tag: usb3, or edgetpu=4; may be repeated."
+    ),
+    priority: int = typer.Option(0, "--priority", help="From -10 to 10; a step is worth an hour."),
+    deadline: str | None = typer.Option(
+        None, "--deadline", help="Give the job up unless it begins within 90s, 30m, 8h or 2d."
+    ),
+    group: str | None = typer.Option(None, "--group", help="Name to run or cancel jobs by."),
     repetitions: int = _repetitions(),
     warmup: int = _warmup(),
     inventory: Path | None = _inventory(),
-    folder: Path = _folder(),
+    where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """Queue a measurement; `coralline lab run` makes it."""
-    from hardware_lab.inventory import load_inventory
-    from hardware_lab.store import Store
+    from coralline.errors import UserError
+    from hardware_lab.inventory import Demand, load_inventory, parse_needs
+    from hardware_lab.store import Store, default_lab
 
-    load_inventory(inventory).board(board)
-    job = Store(folder).submit(path, board, repetitions=repetitions, warmup=warmup)
+    if board is None and not need:
+        raise UserError("no board is asked for; give --board or --need")
+    demand = Demand(board, parse_needs(need))
+    load_inventory(inventory).check(demand)
+    job = Store(where or default_lab()).submit(
+        path,
+        demand,
+        repetitions=repetitions,
+        warmup=warmup,
+        priority=priority,
+        deadline_s=_seconds(deadline),
+        group=group,
+    )
     if json:
         output.print_json(job.to_json())
     else:
-        print(f"job {job.id} is queued for {job.board}")
+        print(f"job {job.id} is queued for {job.demand}")
+
+
+@lab.command("cancel", epilog="Example: coralline lab cancel --group nightly")
+def cancel(
+    jobs: list[str] = typer.Argument(None, metavar="JOB...", help="Ids of jobs."),
+    group: str | None = typer.Option(None, "--group", help="All jobs of this group."),
+    where: str | None = _where(),
+    json: bool = _json(),
+) -> None:
+    """End jobs that are queued or running; boards that work on them are left in seconds."""
+    from coralline.errors import UserError
+    from hardware_lab.store import Store, default_lab
+
+    if not jobs and group is None:
+        raise UserError("nothing to cancel; give ids of jobs, or --group")
+    store = Store(where or default_lab())
+    for job_id in jobs or ():
+        store.job(job_id)
+    ended = store.cancel(jobs or (), group)
+    if json:
+        output.print_json({"jobs": [job.to_json() for job in ended]})
+    else:
+        _print_jobs(ended)
 
 
 @lab.command("run", epilog="Example: coralline lab run")
 def run(
-    inventory: Path | None = _inventory(), folder: Path = _folder(), json: bool = _json()
+    group: str | None = _group(),
+    inventory: Path | None = _inventory(),
+    where: str | None = _where(),
+    json: bool = _json(),
 ) -> None:
     """Run the queued jobs, and those whose runner was lost; exit code 1 when one fails."""
     from hardware_lab.inventory import load_inventory
-    from hardware_lab.store import Store
+    from hardware_lab.store import Store, default_lab
 
-    ended = _run(Store(folder), load_inventory(inventory), None, quiet=json)
+    ended = _run(Store(where or default_lab()), load_inventory(inventory), group, quiet=json)
     if json:
         output.print_json({"jobs": [job.to_json() for job in ended]})
     else:
@@ -149,19 +210,55 @@ def run(
         raise typer.Exit(1)
 
 
+@lab.command("runner", epilog="Example: coralline lab runner --lab postgresql://lab@db/lab")
+def runner(inventory: Path | None = _inventory(), where: str | None = _where()) -> None:
+    """Run jobs as they come, until told to end: a first signal waits for those that run."""
+    import logging
+    import signal
+    from threading import Event
+
+    from hardware_lab.inventory import load_inventory
+    from hardware_lab.runner import Runner
+    from hardware_lab.store import Store, default_lab
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    log = logging.getLogger("hardware_lab")
+    log.setLevel(logging.INFO)
+    boards = load_inventory(inventory)
+    store = Store(where or default_lab())
+    told = Event()
+
+    def end(number: int, _: object) -> None:
+        if told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    worker = Runner(store, boards)
+    log.info(
+        "runner %s takes jobs of %s for %s", worker.name, store.where, ", ".join(boards.boards)
+    )
+    worker.run(until=told)
+    log.info("ended")
+
+
 @lab.command("jobs", epilog="Example: coralline lab jobs --state failed")
 def jobs(
-    state: str | None = typer.Option(None, "--state", help="queued, running, done or failed."),
-    folder: Path = _folder(),
+    state: str | None = typer.Option(
+        None, "--state", help="queued, running, done, failed or cancelled."
+    ),
+    group: str | None = _group(),
+    where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """List the jobs."""
     from coralline.errors import UserError
-    from hardware_lab.store import STATES, Store
+    from hardware_lab.store import STATES, Store, default_lab
 
     if state is not None and state not in STATES:
         raise UserError(f"state {state!r} is not known; choose {', '.join(STATES)}")
-    found = Store(folder).jobs(state=state)
+    found = Store(where or default_lab()).jobs(state=state, group=group)
     if json:
         output.print_json({"jobs": [job.to_json() for job in found]})
     else:
@@ -172,13 +269,13 @@ def jobs(
 def show(
     job_id: str = typer.Argument(..., metavar="JOB", help="Id of the job."),
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the measurement here."),
-    folder: Path = _folder(),
+    where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """Show a job and what it measured."""
-    from hardware_lab.store import Store
+    from hardware_lab.store import Store, default_lab
 
-    store = Store(folder)
+    store = Store(where or default_lab())
     job = store.job(job_id)
     measurement = store.measurement(job_id) if job.state == "done" or out is not None else None
     if out is not None and measurement is not None:
@@ -199,22 +296,24 @@ def bench(
     warmup: int = _warmup(),
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the measurement here."),
     inventory: Path | None = _inventory(),
-    folder: Path = _folder(),
+    where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """Run a split model as a pipeline on a board; a job of the lab, run at once."""
-    from hardware_lab.inventory import load_inventory
-    from hardware_lab.store import Store
+    from uuid import uuid4
+
+    from hardware_lab.inventory import Demand, load_inventory
+    from hardware_lab.store import Store, default_lab
 
     boards = load_inventory(inventory)
     boards.board(board)
-    store = Store(folder)
-    job = store.submit(path, board, repetitions=repetitions, warmup=warmup)
+    store = Store(where or default_lab())
+    group = f"bench-{uuid4().hex[:8]}"
+    job = store.submit(path, Demand(board), repetitions=repetitions, warmup=warmup, group=group)
     try:
-        _run(store, boards, [job.id], quiet=json)
-    except KeyboardInterrupt:
-        store.withdraw(job.id)
-        raise
+        _run(store, boards, group, quiet=json)
+    finally:
+        store.cancel([job.id], reason="interrupted")
     store.job(job.id).raise_error()
     measurement = store.measurement(job.id)
     if out is not None:
@@ -225,7 +324,7 @@ def bench(
         _print_measurement(measurement)
 
 
-def _run(store: Store, inventory: Inventory, ids: list[str] | None, *, quiet: bool) -> list[Job]:
+def _run(store: Store, inventory: Inventory, group: str | None, *, quiet: bool) -> list[Job]:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -240,15 +339,37 @@ def _run(store: Store, inventory: Inventory, ids: list[str] | None, *, quiet: bo
                 bars[job.id] = bar.add_task(f"{Path(job.path).name} on {job.board}", total=total)
             bar.update(bars[job.id], completed=done)
 
-        return run_jobs(store, inventory, ids, advance)
+        return run_jobs(store, inventory, group, advance)
+
+
+def _seconds(text: str | None) -> float | None:
+    """How many seconds 90s, 30m, 8h or 2d are."""
+    import re
+
+    from coralline.errors import UserError
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if found is None:
+        raise UserError(f"deadline {text!r} is not a time; write 90s, 30m, 8h or 2d")
+    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]
 
 
 def _print_jobs(found: list[Job]) -> None:
     rows = [
-        [job.id, job.board, Path(job.path).name, job.state, str(job.attempt), job.error or ""]
+        [
+            job.id,
+            job.board or str(job.demand),
+            Path(job.path).name,
+            job.group or "",
+            job.state,
+            str(job.attempt),
+            job.error or "",
+        ]
         for job in found
     ]
-    _print_table(["job", "board", "model", "state", "attempt", "error"], rows)
+    _print_table(["job", "board", "model", "group", "state", "attempt", "error"], rows)
 
 
 def _write(out: Path, measurement: Measurement) -> None:

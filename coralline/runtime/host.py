@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coralline.runtime import environment
-from coralline.runtime.child import Progress, run_in_child, serve
+from coralline.runtime.child import Progress, Stop, never, run_in_child, serve
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import open_segments, run_pipeline
 
@@ -46,12 +46,13 @@ def measure(
     *,
     time_limit_s: float,
     keep_open: tuple[int, ...] = (),
+    stop: Stop = never,
 ) -> Measurement:
     """Measure in a child process; see `run_in_child` for the arguments.
 
     Raises:
         UserError: The path holds nothing that can run.
-        DeviceError: The runtime crashed, took too long, or gave wrong bits.
+        DeviceError: The runtime crashed, took too long, was stopped, or gave wrong bits.
     """
     answer = run_in_child(
         __name__,
@@ -60,6 +61,7 @@ def measure(
         on_progress,
         time_limit_s=time_limit_s,
         keep_open=keep_open,
+        stop=stop,
     )
     return Measurement.from_json(answer)
 

@@ -23,7 +23,7 @@ from uuid import uuid4
 import numpy as np
 
 from coralline.errors import DeviceError, UserError
-from coralline.runtime.child import Progress, converse
+from coralline.runtime.child import Progress, Stop, converse, never
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import PipelineRun, open_segments
 from coralline.runtime.references import write_references
@@ -151,6 +151,7 @@ class Ssh:
             on_progress,
             time_limit_s=self.time_limit_s,
             keep_open=task.keep_open,
+            stop=task.stop,
         )
         return make_measurement(answer, segments, task, self, started_at)
 
@@ -232,6 +233,7 @@ class Ssh:
         *,
         time_limit_s: float,
         keep_open: tuple[int, ...] = (),
+        stop: Stop = never,
     ) -> Any:
         """What the payload answers."""
         said = converse(
@@ -240,6 +242,7 @@ class Ssh:
             on_progress,
             time_limit_s=time_limit_s,
             keep_open=keep_open,
+            stop=stop,
             environment=_environment(),
             heartbeat_s=HEARTBEAT_S,
             grace_s=END_S,

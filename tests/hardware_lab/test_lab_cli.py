@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coralline.runtime.measurement import Measurement
+from hardware_lab.store import Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 
@@ -60,6 +62,50 @@ def test_submit_run_jobs_show(call: Any) -> None:
     shown = json.loads(call("lab", "show", job["id"], "--json"))
     assert shown["measurement"]["id"] == job["id"]
     assert "simulated" in call("lab", "show", job["id"])
+
+
+def test_jobs_by_tag_and_group(call: Any, tmp_path: Path) -> None:
+    inventory = tmp_path / "lab.yaml"
+    inventory.write_text(
+        "schema: coralline.inventory/v1\nboards:\n"
+        "  small: {kind: edgetpu-sim, device: edgetpu-usb, tags: {edgetpu: 1}}\n"
+        "  large: {kind: edgetpu-sim, device: edgetpu-usb, tags: {edgetpu: 4, pcie: 1}}\n"
+    )
+    lab = ("--inventory", str(inventory))
+    submit = ("lab", "submit", str(INT8), *lab, "--json")
+    assert "edgetpu 4, pcie 1" in call("lab", "boards", *lab)
+    wanted = ("--need", "edgetpu=2", "--need", "pcie", "--group", "a", "--priority", "3")
+    job = json.loads(call(*submit, *wanted, "--deadline", "8h"))
+    assert job["demand"] == {"board": None, "needs": {"edgetpu": 2, "pcie": 1}}
+    assert (job["priority"], job["group"]) == (3, "a") and job["deadline_at"] > job["submitted_at"]
+    other = json.loads(call(*submit, "--board", "small", "--group", "b"))
+    ran = json.loads(call("lab", "run", *lab, "--group", "a", "--json"))["jobs"]
+    assert [(j["id"], j["board"], j["state"]) for j in ran] == [(job["id"], "large", "done")]
+    cancelled = json.loads(call("lab", "cancel", "--group", "b", "--json"))["jobs"]
+    assert [(j["id"], j["state"]) for j in cancelled] == [(other["id"], "cancelled")]
+    assert json.loads(call("lab", "run", *lab, "--json")) == {"jobs": []}
+    for arguments, said in [
+        ([*submit, "--need", "edgetpu=8"], "no board is any with edgetpu 8"),
+        ([*submit, "--need", "pcie", "--deadline", "8"], "write 90s, 30m, 8h or 2d"),
+        (["lab", "cancel"], "nothing to cancel"),
+    ]:
+        assert said in call(*arguments, code=2)
+
+
+def test_a_runner_takes_jobs_until_it_is_told_to_end(call: Any, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from coralline.cli.main import main; main()"]
+    process = subprocess.Popen(
+        [*command, "lab", "runner"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    job = json.loads(call("lab", "submit", str(INT8), "--board", "edgetpu-usb-sim", "--json"))
+    store = Store(tmp_path / ".coralline" / "lab")
+    limit = time.monotonic() + 60
+    while store.job(job["id"]).state != "done" and time.monotonic() < limit:
+        time.sleep(0.1)
+    process.terminate()
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 0, said
+    assert f"job {job['id']}: done" in said and "ended" in said.splitlines()[-1]
 
 
 def test_boards_and_health(call: Any) -> None:

@@ -210,7 +210,7 @@ def test_many_open_a_new_lab_at_once(where: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("DROP TABLE lab", "is of version 1, and this Coralline reads version 2; move it aside"),
+        ("DROP TABLE lab", "is of version 1, and this Coralline reads version 3; move it aside"),
         ("UPDATE lab SET version = 9", "is of version 9"),
     ],
 )

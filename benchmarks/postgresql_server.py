@@ -69,7 +69,8 @@ class PostgresqlServer:
 
     def remove(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            self.stop()
+            self._process.send_signal(signal.SIGQUIT)  # nothing of it is wanted any more
+            self._process.wait(60)
         shutil.rmtree(self._folder)
 
     def new_database(self) -> str:

@@ -60,21 +60,21 @@ def check(store: Store, board: Board) -> str:
     Raises:
         UnfitError: It cannot work.
     """
-    before = store.health().get(board.name)
     try:
         says = board.check()
     except CorallineError as error:
-        _strike(store, board.name, before, " ".join(str(error).split()))
+        _strike(store, board.name, " ".join(str(error).split()))
         raise UnfitError(f"{board.name}: its check failed: {error}") from None
-    store.note_health(board.name, "good", says, was_checked=True)
+    with store.judging() as (_, note):
+        note(board.name, "good", says, was_checked=True)
     return says
 
 
 def distrust(store: Store, board: str, error: Exception) -> None:
     """Have a board that failed a job checked before the next."""
-    health = store.health().get(board)
-    if health is None or health.state == "good":
-        store.note_health(board, "unknown", " ".join(str(error).split()))
+    with store.judging() as (known, note):
+        if board not in known or known[board].state == "good":
+            note(board, "unknown", " ".join(str(error).split()))
 
 
 def survey(store: Store, boards: Iterable[Board]) -> None:
@@ -97,21 +97,23 @@ def set_health(store: Store, board: str, state: str, why: str) -> None:
     """
     for known in BY_PEOPLE:
         if known == state:
-            store.note_health(board, known, why)
+            with store.judging() as (_, note):
+                note(board, known, why)
             return
     raise UserError(f"state {state!r} cannot be set; choose {', '.join(BY_PEOPLE)}")
 
 
-def _strike(store: Store, board: str, before: Health | None, cause: str) -> None:
-    strikes = 1 + (before.strikes if before is not None else 0)
-    pause = min(PAUSE_S * 2 ** (strikes - 1), MOST_PAUSE_S)
-    state: HealthState = "looping"
-    if strikes >= STRIKES:
-        in_use = [h for h in store.health().values() if h.state not in ("maintenance", "retired")]
-        bad = 1 + sum(h.state == "bad" for h in in_use)
-        if len(in_use) > FEW and 2 * bad > len(in_use):
-            cause = f"{cause} (not condemned: with it most of the lab would be, by one check)"
-            log.error("board %s: %s", board, cause)
-        else:
-            state = "bad"
-    store.note_health(board, state, cause, strikes=strikes, pause_s=pause, was_checked=True)
+def _strike(store: Store, board: str, cause: str) -> None:
+    with store.judging() as (known, note):
+        strikes = 1 + (known[board].strikes if board in known else 0)
+        pause = min(PAUSE_S * 2 ** min(strikes - 1, 20), MOST_PAUSE_S)
+        state: HealthState = "looping"
+        if strikes >= STRIKES:
+            in_use = [h for h in known.values() if h.state not in ("maintenance", "retired")]
+            bad = 1 + sum(h.state == "bad" for h in in_use)
+            if len(in_use) > FEW and 2 * bad > len(in_use):
+                cause = f"{cause} (not condemned: most of the lab would be, by one check)"
+                log.error("board %s: %s", board, cause)
+            else:
+                state = "bad"
+        note(board, state, cause, strikes=strikes, pause_s=pause, was_checked=True)

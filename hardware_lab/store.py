@@ -29,7 +29,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 from uuid import uuid4
 
 from sqlalchemy import (
@@ -207,6 +207,28 @@ class Health:
             "strikes": self.strikes,
             "checked_at": _iso(self.checked or None),
         }
+
+
+class NoteHealth(Protocol):
+    """Notes what the lab thinks of a board; a new state goes into the log."""
+
+    def __call__(
+        self,
+        board: str,
+        state: HealthState,
+        cause: str,
+        *,
+        strikes: int = 0,
+        pause_s: float = 0.0,
+        was_checked: bool = False,
+    ) -> None:
+        """Note it.
+
+        Args:
+            strikes: Checks failed in a row.
+            pause_s: Until it is checked again.
+            was_checked: Whether it has just been.
+        """
 
 
 @dataclass(frozen=True)
@@ -662,8 +684,7 @@ class Store:
     def health(self) -> dict[str, Health]:
         """What the lab thinks of the boards that it has used, by name."""
         with self._read() as connection:
-            rows = connection.execute(select(_health).order_by(_health.c.board))
-            return {row.board: Health(**row._mapping) for row in rows}
+            return _health_in(connection)
 
     def health_log(self, board: str) -> list[dict[str, Any]]:
         """The states that a board has been in, the first first, with their causes."""
@@ -674,47 +695,50 @@ class Store:
                 for row in connection.execute(query.order_by(_health_log.c.number))
             ]
 
-    def note_health(
-        self,
-        board: str,
-        state: HealthState,
-        cause: str,
-        *,
-        strikes: int = 0,
-        pause_s: float = 0.0,
-        was_checked: bool = False,
-    ) -> None:
-        """Note what the lab thinks of a board; a new state goes into the log.
+    @contextmanager
+    def judging(self) -> Iterator[tuple[dict[str, Health], NoteHealth]]:
+        """Alone with the health of the boards: what is known, and a function that changes it.
 
-        Args:
-            strikes: Checks failed in a row.
-            pause_s: Until it is checked again.
-            was_checked: Whether it has just been.
+        Nothing is changed when the block raises.
         """
-        now = self._now()
-        values: dict[str, Any] = {
-            "state": state,
-            "cause": cause,
-            "strikes": strikes,
-            "again": now + pause_s,
-        }
-        if was_checked:
-            values["checked"] = now
         with self._write() as connection:
-            before = connection.execute(
-                select(_health.c.state).where(_health.c.board == board)
-            ).scalar_one_or_none()
-            if before != state:
-                values["since"] = now
-                connection.execute(
-                    insert(_health_log).values(board=board, state=state, cause=cause, at=now)
-                )
-            if before is None:
-                connection.execute(
-                    insert(_health).values(board=board, **{"checked": 0.0, **values})
-                )
-            else:
-                connection.execute(update(_health).where(_health.c.board == board).values(**values))
+            if not self._is_sqlite:
+                connection.execute(text("LOCK TABLE health IN EXCLUSIVE MODE"))
+            known = _health_in(connection)
+
+            def note(
+                board: str,
+                state: HealthState,
+                cause: str,
+                *,
+                strikes: int = 0,
+                pause_s: float = 0.0,
+                was_checked: bool = False,
+            ) -> None:
+                now = self._now()
+                values: dict[str, Any] = {
+                    "state": state,
+                    "cause": cause,
+                    "strikes": strikes,
+                    "again": now + pause_s,
+                }
+                if was_checked:
+                    values["checked"] = now
+                before = known.get(board)
+                if before is None or before.state != state:
+                    values["since"] = now
+                    line = {"board": board, "state": state, "cause": cause, "at": now}
+                    connection.execute(insert(_health_log).values(line))
+                if before is None:
+                    connection.execute(
+                        insert(_health).values({"checked": 0.0, **values, "board": board})
+                    )
+                else:
+                    connection.execute(
+                        update(_health).where(_health.c.board == board).values(values)
+                    )
+
+            yield known, note
 
     def cancel(
         self, ids: Collection[str] = (), group: str | None = None, reason: str = "cancelled"
@@ -900,6 +924,11 @@ def _postgresql(url: URL) -> Engine:
 def _this_start() -> str:
     """Names this machine since it was last started."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _health_in(connection: Connection) -> dict[str, Health]:
+    rows = connection.execute(select(_health).order_by(_health.c.board))
+    return {row.board: Health(**row._mapping) for row in rows}
 
 
 def _job(row: Row[Any]) -> Job:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from coralline.cli import output
+from hardware_lab.show import print_result, print_table, write_result
 
 if TYPE_CHECKING:
-    from coralline.runtime.measurement import Measurement
     from hardware_lab.inventory import Inventory
     from hardware_lab.store import Job, Store
 
-REPETITIONS = 200
+REPETITIONS = 1024
+SECONDS = 60.0
+"""A mode ends with the first of the two; both are numbers of MLPerf Mobile's rules
+(github.com/mlcommons/mobile_open, rules/mobile_inference_rules.adoc)."""
 WARMUP = 10
 
 lab = typer.Typer(
@@ -58,8 +60,50 @@ def _json() -> Any:
 
 def _repetitions() -> Any:
     return typer.Option(
-        REPETITIONS, "--repetitions", "-n", help="Samples, one in flight and again full."
+        None,
+        "--repetitions",
+        "-n",
+        help=f"Samples, one in flight and again full; else {REPETITIONS}, or what {SECONDS:.0f} s "
+        "give.",
     )
+
+
+def _at_most() -> Any:
+    return typer.Option(None, "--seconds", help="Take no more samples after so long.")
+
+
+def _percentile() -> Any:
+    return typer.Option(
+        None, "--percentile", help="Take enough samples to bound this one with 99 % confidence."
+    )
+
+
+def _against() -> Any:
+    return typer.Option(
+        None, "--against", help="Compare with this folder or .tflite, in turns on the same board."
+    )
+
+
+def _allow_fallback() -> Any:
+    return typer.Option(
+        False, "--allow-fallback", help="Accept that another processor runs than asked for."
+    )
+
+
+def _samples(
+    repetitions: int | None, seconds: float | None, percentile: float | None
+) -> dict[str, Any]:
+    """How many samples the options ask for, and for how long at most."""
+    from coralline.errors import UserError
+    from coralline.runtime.statistics import fewest_samples
+
+    if percentile is not None:
+        if not 0 < percentile < 100:
+            raise UserError(f"percentile {percentile:g} must be above 0 and below 100")
+        repetitions = max(repetitions or 0, fewest_samples(percentile))
+    elif repetitions is None:
+        return {"repetitions": REPETITIONS, "seconds": seconds or SECONDS}
+    return {"repetitions": repetitions, "seconds": seconds}
 
 
 def _warmup() -> Any:
@@ -96,7 +140,7 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
         ]
         for row in rows
     ]
-    _print_table(["board", "kind", "tags", "options"], shown)
+    print_table(["board", "kind", "tags", "options"], shown)
 
 
 @lab.command("health", epilog="Example: coralline lab health pi --set unknown --why 'new cable'")
@@ -134,7 +178,7 @@ def health(
         history = {} if board is None else {"log": store.health_log(board)}
         output.print_json({"boards": rows, **history})
     else:
-        _print_table(
+        print_table(
             ["board", "health", "says"],
             [[row["board"], row["state"], row["cause"]] for row in rows],
         )
@@ -156,8 +200,12 @@ def submit(
         None, "--deadline", help="Give the job up unless it begins within 90s, 30m, 8h or 2d."
     ),
     group: str | None = typer.Option(None, "--group", help="Name to run or cancel jobs by."),
-    repetitions: int = _repetitions(),
+    repetitions: int | None = _repetitions(),
+    seconds: float | None = _at_most(),
+    percentile: float | None = _percentile(),
     warmup: int = _warmup(),
+    against: Path | None = _against(),
+    allow_fallback: bool = _allow_fallback(),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
     json: bool = _json(),
@@ -174,8 +222,10 @@ def submit(
     job = Store(where or default_lab()).submit(
         path,
         demand,
-        repetitions=repetitions,
+        **_samples(repetitions, seconds, percentile),
         warmup=warmup,
+        against=against,
+        allow_fallback=allow_fallback,
         priority=priority,
         deadline_s=_seconds(deadline),
         group=group,
@@ -216,7 +266,7 @@ def run(
     where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
-    """Run the queued jobs, and those whose runner was lost; exit code 1 when one fails."""
+    """Run the queued jobs, and those whose runner was lost; exit code 1 unless all are done."""
     from hardware_lab.inventory import load_inventory
     from hardware_lab.store import Store, default_lab
 
@@ -225,7 +275,7 @@ def run(
         output.print_json({"jobs": [job.to_json() for job in ended]})
     else:
         _print_jobs(ended)
-    if any(job.state == "failed" for job in ended):
+    if any(job.state in ("failed", "invalid") for job in ended):
         raise typer.Exit(1)
 
 
@@ -265,7 +315,7 @@ def runner(inventory: Path | None = _inventory(), where: str | None = _where()) 
 @lab.command("jobs", epilog="Example: coralline lab jobs --state failed")
 def jobs(
     state: str | None = typer.Option(
-        None, "--state", help="queued, running, done, failed or cancelled."
+        None, "--state", help="queued, running, done, invalid, failed or cancelled."
     ),
     group: str | None = _group(),
     where: str | None = _where(),
@@ -296,23 +346,29 @@ def show(
 
     store = Store(where or default_lab())
     job = store.job(job_id)
-    measurement = store.measurement(job_id) if job.state == "done" or out is not None else None
-    if out is not None and measurement is not None:
-        _write(out, measurement)
+    kept = job.state in ("done", "invalid")
+    result = store.result(job_id) if kept or out is not None else None
+    if out is not None and result is not None:
+        write_result(out, result)
     if json:
-        kept = measurement.to_json() if measurement is not None else None
-        output.print_json({"job": job.to_json(), "measurement": kept})
+        output.print_json(
+            {"job": job.to_json(), "measurement": None if result is None else result.to_json()}
+        )
         return
     _print_jobs([job])
-    if measurement is not None:
-        _print_measurement(measurement)
+    if result is not None:
+        print_result(result)
 
 
 def bench(
     path: Path = typer.Argument(..., help="A folder that `coralline split` wrote, or a .tflite."),
     board: str = typer.Option("host", "--board", "-b", help="Name in the inventory."),
-    repetitions: int = _repetitions(),
+    repetitions: int | None = _repetitions(),
+    seconds: float | None = _at_most(),
+    percentile: float | None = _percentile(),
     warmup: int = _warmup(),
+    against: Path | None = _against(),
+    allow_fallback: bool = _allow_fallback(),
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the measurement here."),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
@@ -328,7 +384,15 @@ def bench(
     boards.board(board)
     store = Store(where or default_lab())
     group = f"bench-{uuid4().hex[:8]}"
-    job = store.submit(path, Demand(board), repetitions=repetitions, warmup=warmup, group=group)
+    job = store.submit(
+        path,
+        Demand(board),
+        **_samples(repetitions, seconds, percentile),
+        warmup=warmup,
+        against=against,
+        allow_fallback=allow_fallback,
+        group=group,
+    )
     try:
         _run(store, boards, group, quiet=json)
     finally:
@@ -338,13 +402,13 @@ def bench(
         why = f"board {board!r} is {health.state}: {health.cause}" if health and unfit else None
         store.cancel([job.id], reason=why or "interrupted")
     store.job(job.id).raise_error()
-    measurement = store.measurement(job.id)
+    result = store.result(job.id)
     if out is not None:
-        _write(out, measurement)
+        write_result(out, result)
     if json:
-        output.print_json(measurement.to_json())
+        output.print_json(result.to_json())
     else:
-        _print_measurement(measurement)
+        print_result(result)
 
 
 def _run(store: Store, inventory: Inventory, group: str | None, *, quiet: bool) -> list[Job]:
@@ -392,91 +456,4 @@ def _print_jobs(found: list[Job]) -> None:
         ]
         for job in found
     ]
-    _print_table(["job", "board", "model", "group", "state", "attempt", "error"], rows)
-
-
-def _write(out: Path, measurement: Measurement) -> None:
-    """The measurement as JSON, and beside it the samples as Parquet."""
-    from coralline.runtime.samples import write_samples
-
-    output.write_json(out, measurement.to_json())
-    if measurement.latency_ms:
-        write_samples(measurement, out.with_suffix(".parquet"))
-
-
-def _print_measurement(m: Measurement) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    said = "simulated" if m.simulated else "measured"
-    console = Console(soft_wrap=True)
-    console.print(
-        f"[bold]{escape(m.model)}[/bold], {len(m.stage_busy_ms)} stages on {m.board} "
-        f"([bold]{said}[/bold]; {m.processor})"
-    )
-    if m.latency_reported_ms is None:
-        _print_samples(m, said)
-    else:
-        _print_reported(m.latency_reported_ms, said)
-    if m.energy_mj_per_inference is not None:
-        source = "simulated" if m.simulated else f"meter {m.meter}"
-        console.print(f"energy {m.energy_mj_per_inference:.3f} mJ per inference ({source})")
-    else:
-        console.print("energy not known: no meter")
-    if m.outputs_equal:
-        console.print("every output has the whole model's bits")
-    for mark in m.marks:
-        console.print(f"[yellow]{escape(mark)}[/yellow]")
-    console.print(f"job {m.id}")
-
-
-def _print_reported(reported: Mapping[str, float], said: str) -> None:
-    names = [name for name in reported if name != "count"]
-    row = [f"of {reported['count']:.0f} inferences", *(f"{reported[name]:.3f}" for name in names)]
-    _print_table([f"{said} latency, ms, as the board's program reports it", *names], [row])
-
-
-def _print_samples(m: Measurement, said: str) -> None:
-    import numpy as np
-    from rich.console import Console
-
-    told = m.statistics()
-    alone, full = (
-        dict(zip(("min", "max", "mean"), (min(x), max(x), float(np.mean(x))), strict=True))
-        | {f"p{percent}": float(np.percentile(x, percent)) for percent in (50, 90, 99)}
-        for x in (m.latency_ms, m.full_latency_ms)
-    )
-    rows = []
-    for name in ("min", "p50", "p90", "p99", "max", "mean"):
-        surely = told.get(name, {})
-        bounds = [surely.get(key) for key in ("low", "high", "at_most")]
-        cells = ["" if bound is None else f"{bound:.3f}" for bound in bounds]
-        rows.append([name, f"{alone[name]:.3f}", *cells, f"{full[name]:.3f}"])
-    _print_table([f"{said}, ms", "alone", "95 % from", "to", "99 % below", "full"], rows)
-    stages = zip(m.stage_busy_ms, m.transfer_ms, m.queue_wait_ms, strict=True)
-    _print_table(
-        [f"stage ({said}, median ms)", "busy", "transfer", "queue wait"],
-        [[str(s), *(f"{np.median(part):.3f}" for part in parts)] for s, parts in enumerate(stages)],
-    )
-    Console(soft_wrap=True).print(
-        f"{len(m.latency_ms)} samples each, throughput {m.throughput_fps:.1f} inferences/s, "
-        f"first inference {m.first_inference_ms:.3f} ms, bottleneck "
-        f"{m.measured_bottleneck_ms:.3f} ms ({said})"
-    )
-
-
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for i, column in enumerate(columns):
-        numbers = bool(rows) and all(row[i].replace(".", "", 1).isdigit() for row in rows)
-        # The first names the row: cut short it would be of no use.
-        whole = max((len(row[i]) for row in rows), default=0) if i == 0 else None
-        table.add_column(column, justify="right" if numbers else "left", min_width=whole)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
+    print_table(["job", "board", "model", "group", "state", "attempt", "error"], rows)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
@@ -24,6 +25,7 @@ from coralline.errors import CorallineError, DeviceError, UserError
 from coralline.runtime.measurement import Measurement
 from hardware_lab import health
 from hardware_lab.boards import Board, Task, here
+from hardware_lab.compare import Comparison, compare
 from hardware_lab.inventory import Demand, Inventory
 from hardware_lab.store import (
     BEAT_S,
@@ -44,6 +46,8 @@ PATIENCE_S = 300.0
 
 Progress = Callable[[Job, int, int], None]
 """Called with the job, the inferences done and the inferences to do; from several threads."""
+
+Outcome = Measurement | Comparison | CorallineError
 
 log = logging.getLogger(__name__)
 
@@ -244,26 +248,31 @@ class Runner:
                 self._happened.set()
         self._on_end(held.job)
 
-    def _measure(self, board: Board, held: _Held) -> Measurement | CorallineError:
+    def _measure(self, board: Board, held: _Held) -> Outcome:
         job, path = held.job, Path(held.job.path)
-        progress = self._on_progress
-        outcome: Measurement | CorallineError
+        against = None if job.against is None else Path(job.against)
+        told = self._on_progress
+        progress = None if told is None else partial(told, job)
+        outcome: Outcome
         try:
             if health.is_due(self._health.get(board.name), self._now):
                 health.check(self._store, board)
-            if content_digest(path) != job.digest:
-                raise UserError(f"{path}: has changed since the job was submitted; submit it again")
+            _unchanged(path, job.digest)
+            if against is not None:
+                _unchanged(against, job.against_digest)
             task = Task(
                 id=job.id,
                 path=path,
                 repetitions=job.repetitions,
                 warmup=job.warmup,
+                seconds=job.seconds,
                 keep_open=(held.lock.descriptor,),
                 stop=held.over,
             )
-            outcome = board.measure(
-                task, progress and (lambda done, total: progress(job, done, total))
-            )
+            if against is None:
+                outcome = board.measure(task, progress)
+            else:
+                outcome = compare(board, task, against, progress)
         except CorallineError as error:
             outcome = error
         except Exception as error:
@@ -273,11 +282,11 @@ class Runner:
             return DeviceError(f"{board.name}: its runner had to leave it", retryable=True)
         return outcome
 
-    def _record(self, board: Board, job: Job, outcome: Measurement | CorallineError) -> None:
+    def _record(self, board: Board, job: Job, outcome: Outcome) -> None:
         asked = _now_s()
         while True:
             try:
-                if isinstance(outcome, Measurement):
+                if not isinstance(outcome, CorallineError):
                     self._store.finish(job, outcome)
                 elif isinstance(outcome, health.UnfitError):
                     self._store.give_back(job, outcome)
@@ -293,7 +302,7 @@ class Runner:
                 if error.retryable:
                     raise
                 outcome = error  # it is refused
-            if isinstance(outcome, Measurement):
+            if not isinstance(outcome, CorallineError):
                 log.info("job %s: done", job.id)
             else:
                 log.info("job %s: %s", job.id, outcome)
@@ -338,6 +347,11 @@ class Runner:
                     held.renewed = sent
                 elif held.since < sent:
                     held.lost = True
+
+
+def _unchanged(path: Path, digest: str | None) -> None:
+    if content_digest(path) != digest:
+        raise UserError(f"{path}: has changed since the job was submitted; submit it again")
 
 
 def _now_s() -> float:

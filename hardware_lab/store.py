@@ -71,6 +71,8 @@ from coralline.files import make_folder
 from coralline.home import home_folder
 from coralline.runtime.measurement import Measurement
 from coralline.tflite.segments import MANIFEST, SegmentSet
+from hardware_lab.compare import SCHEMA as COMPARISON
+from hardware_lab.compare import Comparison
 from hardware_lab.inventory import Demand
 
 SCHEMA = "coralline.job/v2"
@@ -93,7 +95,7 @@ BUSY_S = 30.0
 ANSWER_S = 10
 """How long to wait for a PostgreSQL server."""
 
-State = Literal["queued", "running", "done", "failed", "cancelled"]
+State = Literal["queued", "running", "done", "invalid", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
 
 HealthState = Literal["good", "unknown", "looping", "bad", "maintenance", "retired"]
@@ -118,6 +120,10 @@ _jobs = Table(
     Column("digest", Text, nullable=False),
     Column("repetitions", Integer, nullable=False),
     Column("warmup", Integer, nullable=False),
+    Column("seconds", Double),
+    Column("against", Text),
+    Column("against_digest", Text),
+    Column("allow_fallback", Boolean, nullable=False),
     Column("max_attempts", Integer, nullable=False),
     Column("state", Text, CheckConstraint(f"state IN {STATES}"), nullable=False),
     Column("attempt", Integer, nullable=False),
@@ -245,9 +251,14 @@ class Job:
         digest: SHA-256 of the folder's manifest or of the .tflite at submission.
         repetitions: Samples of each mode.
         warmup: Inferences before the first sample of each mode.
+        seconds: After so long a mode gives no more samples; None for no such limit.
+        against: A second folder or .tflite, to be compared with the first; None for none.
+        against_digest: Of the second.
+        allow_fallback: Whether the result counts when another processor ran than was asked for.
         max_attempts: A job that has lost this many runners, or failed retryably this often, is
             failed.
-        state: `queued`, `running`, `done`, `failed` or `cancelled`.
+        state: `queued`, `running`, `done`, `invalid`, `failed` or `cancelled`. A job is invalid
+            when another processor ran than was asked for: what it measured is kept all the same.
         attempt: How often it was started; the fencing token of its lease.
         board: That it was last started on.
         runner: Who started it last.
@@ -265,6 +276,10 @@ class Job:
     digest: str
     repetitions: int
     warmup: int
+    seconds: float | None
+    against: str | None
+    against_digest: str | None
+    allow_fallback: bool
     max_attempts: int
     state: State
     attempt: int
@@ -281,8 +296,8 @@ class Job:
         return {"schema": SCHEMA, **asdict(self)}
 
     def raise_error(self) -> None:
-        """Raise the error of a job that failed or was cancelled again."""
-        if self.state in ("failed", "cancelled"):
+        """Raise the error of a job that failed, was cancelled or is invalid again."""
+        if self.state in ("failed", "cancelled", "invalid"):
             raise (UserError if self.error_is_users else DeviceError)(f"{self.error}")
 
 
@@ -361,6 +376,9 @@ class Store:
         *,
         repetitions: int,
         warmup: int,
+        seconds: float | None = None,
+        against: Path | None = None,
+        allow_fallback: bool = False,
         priority: int = 0,
         deadline_s: float | None = None,
         group: str | None = None,
@@ -370,6 +388,9 @@ class Store:
 
         Args:
             demand: Which boards may make it.
+            seconds: After so long a mode gives no more samples.
+            against: Compare the first path with this one.
+            allow_fallback: Accept what another processor ran than the one asked for.
             deadline_s: From now; a job that has not begun by then is given up.
 
         Raises:
@@ -385,6 +406,8 @@ class Store:
                 raise UserError(f"{name} is {value}; it must be at least {least}")
             if value > most:
                 raise UserError(f"{name} is {value}; it must be at most {most}")
+        if seconds is not None and not seconds > 0:
+            raise UserError(f"the time of a mode is {seconds:g} s; it must be above 0")
         if deadline_s is not None and not 0 < deadline_s <= MOST_DEADLINE_S:
             raise UserError(
                 f"the deadline is in {deadline_s:g} s; it must be above 0 and at most "
@@ -408,6 +431,10 @@ class Store:
                     digest=digest,
                     repetitions=repetitions,
                     warmup=warmup,
+                    seconds=seconds,
+                    against=None if against is None else str(against.resolve()),
+                    against_digest=None if against is None else content_digest(against),
+                    allow_fallback=allow_fallback,
                     max_attempts=max_attempts,
                     state="queued",
                     attempt=0,
@@ -452,10 +479,21 @@ class Store:
         return found[0]
 
     def measurement(self, job_id: str) -> Measurement:
-        """What a job that is done measured.
+        """What a job of one model measured.
 
         Raises:
-            UserError: There is no such job, or it is not done.
+            UserError: There is no such job, it has not measured yet, or it is a comparison.
+        """
+        found = self.result(job_id)
+        if isinstance(found, Comparison):
+            raise UserError(f"job {job_id!r} is a comparison of two plans")
+        return found
+
+    def result(self, job_id: str) -> Measurement | Comparison:
+        """What a job that is done or invalid measured.
+
+        Raises:
+            UserError: There is no such job, or it has not measured yet.
         """
         job = self.job(job_id)
         query = select(_measurements.c.measurement).join(_jobs).where(_jobs.c.id == job_id)
@@ -463,7 +501,10 @@ class Store:
             data = connection.execute(query).scalar_one_or_none()
         if data is None:
             raise UserError(f"job {job_id!r} is {job.state} and has no measurement")
-        return Measurement.from_json(json.loads(data))
+        found = json.loads(data)
+        if found["schema"] == COMPARISON:
+            return Comparison.from_json(found)
+        return Measurement.from_json(found)
 
     @contextmanager
     def lock(self, resource: str, *, wait: bool = False) -> Iterator[Lock | None]:
@@ -627,8 +668,8 @@ class Store:
             )
         return bool(ended.rowcount)
 
-    def finish(self, job: Job, measurement: Measurement) -> None:
-        """Keep a claimed job's measurement.
+    def finish(self, job: Job, result: Measurement | Comparison) -> None:
+        """Keep what a claimed job measured; it is `invalid` when another processor ran.
 
         Raises:
             DeviceError: The job's lease has ended; the result is refused. Or the database is not
@@ -636,9 +677,12 @@ class Store:
             UserError: The disk is full; what was kept before is intact, and the job will be
                 found and run again.
         """
-        data = json.dumps(measurement.to_json(), allow_nan=False)
+        data = json.dumps(result.to_json(), allow_nan=False)
+        ending: dict[str, Any] = {"state": "done"}
+        if result.fell_back and not job.allow_fallback:
+            ending = {"state": "invalid", "error": _fallback(job, result), "error_is_users": False}
         with self._write() as connection:
-            number = self._end(connection, job, state="done")
+            number = self._end(connection, job, **ending)
             connection.execute(
                 insert(_measurements).values(job=number, attempt=job.attempt, measurement=data)
             )
@@ -853,6 +897,16 @@ class Store:
             ) from None
 
 
+def _fallback(job: Job, result: Measurement | Comparison) -> str:
+    parts = (result.a, result.b) if isinstance(result, Comparison) else (result,)
+    found = next(part for part in parts if part.fell_back)
+    return (
+        f"{found.board}: {found.processor_asked} was asked for and {found.processor_ran} ran "
+        f"({found.processor}); use --allow-fallback if that is wanted; `coralline lab show "
+        f"{job.id}` has what was measured"
+    )
+
+
 def content_digest(path: Path) -> str:
     """SHA-256 of what a job measures: the split folder's manifest, or the .tflite.
 
@@ -942,6 +996,10 @@ def _job(row: Row[Any]) -> Job:
         digest=row.digest,
         repetitions=row.repetitions,
         warmup=row.warmup,
+        seconds=row.seconds,
+        against=row.against,
+        against_digest=row.against_digest,
+        allow_fallback=row.allow_fallback,
         max_attempts=row.max_attempts,
         state=row.state,
         attempt=row.attempt,

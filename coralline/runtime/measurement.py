@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,6 +110,61 @@ class Measurement:
             **facts,
         )
 
+    @staticmethod
+    def merged(parts: Sequence[Measurement]) -> Measurement:
+        """One measurement of several of the same plan on the same board, in their order.
+
+        The first inference is the median of theirs; of what stands beside the samples, the last
+        part's is kept, and for what `marks` reads the mean or the sum.
+
+        Args:
+            parts: At least one.
+        """
+        first, last = parts[0], parts[-1]
+        begun = [datetime.fromisoformat(part.started_at) for part in parts]
+        energies = [part.energy_mj_per_inference for part in parts]
+        known = [energy for energy in energies if energy is not None]
+        environment = {**last.environment, "turns": len(parts)}
+        for name, combine in (
+            ("cores_busy_with_others", np.mean),
+            ("throttle_events", sum),
+            ("lost_samples", sum),
+        ):
+            if name in environment:
+                environment[name] = float(combine([part.environment[name] for part in parts]))
+
+        def joined(name: str) -> tuple[float, ...]:
+            return tuple(value for part in parts for value in getattr(part, name))
+
+        def rows(name: str) -> tuple[tuple[float, ...], ...]:
+            by_stage = zip(*(getattr(part, name) for part in parts), strict=True)
+            return tuple(tuple(value for row in stage for value in row) for stage in by_stage)
+
+        return replace(
+            first,
+            first_inference_ms=float(np.median([part.first_inference_ms for part in parts])),
+            latency_ms=joined("latency_ms"),
+            full_latency_ms=joined("full_latency_ms"),
+            at_s=tuple(
+                (start - begun[0]).total_seconds() + at
+                for part, start in zip(parts, begun, strict=True)
+                for at in part.at_s
+            ),
+            wall_s=sum(part.wall_s for part in parts),
+            stage_busy_ms=rows("stage_busy_ms"),
+            queue_wait_ms=rows("queue_wait_ms"),
+            transfer_ms=rows("transfer_ms"),
+            energy_mj_per_inference=(sum(known) / len(known) if len(known) == len(parts) else None),
+            outputs_equal=first.outputs_equal
+            if all(part.outputs_equal == first.outputs_equal for part in parts)
+            else None,
+            environment=environment,
+            processor_ran=next(
+                (part.processor_ran for part in parts if part.fell_back), first.processor_ran
+            ),
+            latency_reported_ms=_reported(parts),
+        )
+
     @property
     def fell_back(self) -> bool:
         """Whether another processor ran operators than the one asked for."""
@@ -211,3 +267,20 @@ class Measurement:
         for name in ("stage_busy_ms", "queue_wait_ms", "transfer_ms"):
             values[name] = tuple(tuple(row) for row in values[name])
         return Measurement(**values)
+
+
+def _reported(parts: Sequence[Measurement]) -> Mapping[str, float] | None:
+    """What programs without samples reported, together; percentiles cannot be put together."""
+    found = [part.latency_reported_ms for part in parts]
+    told = [report for report in found if report is not None]
+    if len(told) < len(parts):
+        return None
+    counts = [report["count"] for report in told]
+    together = {
+        "count": sum(counts),
+        "mean": float(np.average([report["mean"] for report in told], weights=counts)),
+    }
+    for name, combine in (("min", min), ("max", max)):
+        if all(name in report for report in told):
+            together[name] = combine(report[name] for report in told)
+    return together

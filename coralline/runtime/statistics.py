@@ -135,16 +135,16 @@ def drift(
     return Estimate(float(np.median(last) / np.median(first)), float(low), float(high))
 
 
-def ratio_of_rounds(
+def ratio_of_blocks(
     a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENCE
 ) -> Estimate:
-    """b over a, from pairs measured in the same rounds: what slows both alike drops out.
+    """b over a, from pairs measured in the same blocks: what slows both alike drops out.
 
-    The geometric mean of the rounds' ratios, with Student's interval on their logarithms: rounds
-    differ by more than samples within a round, and there are few of them.
+    The geometric mean of the blocks' ratios, with Student's interval on their logarithms: blocks
+    differ by more than samples within a block, and there are few of them.
 
     Args:
-        a, b: One number above 0 a round, two rounds at least.
+        a, b: One number above 0 a block, two blocks at least.
     """
     from scipy.stats import t
 

@@ -13,13 +13,14 @@ import stat
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from coralline.errors import DeviceError
+from coralline.runtime.child import STOP_S, Stop, never
 
 CONNECT_S = 10.0
 """Longest wait for the server to start, or for a device to become ready."""
@@ -94,33 +95,30 @@ class Adb:
         command: str,
         *,
         time_limit_s: float,
-        on_line: Callable[[str], None] | None = None,
+        stop: Stop = never,
     ) -> Ran:
         """Run a shell command on the device.
 
         Args:
-            on_line: Called with each line of output.
+            stop: Ends the waiting.
 
         Raises:
-            DeviceError: The connection was lost, or the time limit reached; then the command may
-                still run on the device.
+            DeviceError: The connection was lost, the time limit reached, or it was stopped; the
+                command may still run on the device.
         """
         output = bytearray()
-        told = 0
-        with self._service(f"shell,v2,raw:{command}", time_limit_s) as line:
+        with self._service(f"shell,v2,raw:{command}", time_limit_s, stop) as line:
             while True:
                 kind, size = struct.unpack("<BI", line.read(5))
                 data = line.read(size)
                 if kind == _EXIT:
                     return Ran(data[0], output.decode(errors="replace"))
-                if kind not in (_STDOUT, _STDERR):
-                    continue
-                output += data
-                while on_line is not None and (end := output.find(b"\n", told)) >= 0:
-                    on_line(output[told:end].decode(errors="replace"))
-                    told = end + 1
+                if kind in (_STDOUT, _STDERR):
+                    output += data
 
-    def push(self, path: Path, target: str, *, mode: int = 0o644, time_limit_s: float) -> None:
+    def push(
+        self, path: Path, target: str, *, mode: int, time_limit_s: float, stop: Stop = never
+    ) -> None:
         """Send a file, whole or not at all.
 
         Raises:
@@ -129,7 +127,7 @@ class Adb:
         part = f"{target}.part"
         with (
             path.open("rb") as data,
-            self._service("sync:", time_limit_s) as line,
+            self._service("sync:", time_limit_s, stop) as line,
         ):
             line.request(b"SEND", f"{part},{stat.S_IFREG | mode}".encode())
             while block := data.read(SYNC_BYTES):
@@ -213,13 +211,13 @@ class Adb:
         )
 
     @contextmanager
-    def _service(self, name: str, time_limit_s: float) -> Iterator[_Line]:
+    def _service(self, name: str, time_limit_s: float, stop: Stop = never) -> Iterator[_Line]:
         with self._called(time_limit_s):
             device = self._client.device(self._serial)
             with device.open_transport(timeout=min(CONNECT_S, time_limit_s)) as connection:
                 connection.send_command(name)
                 connection.check_okay()
-                yield _Line(connection.conn, time.monotonic() + time_limit_s)
+                yield _Line(connection.conn, time.monotonic() + time_limit_s, stop)
 
     @contextmanager
     def _called(self, time_limit_s: float) -> Iterator[None]:
@@ -249,27 +247,37 @@ class Adb:
 class _Line:
     """A connection to a service of the device until a deadline."""
 
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
-        self._connection, self._deadline = connection, deadline
+    def __init__(self, connection: socket.socket, deadline: float, stop: Stop) -> None:
+        self._connection, self._deadline, self._stop = connection, deadline, stop
 
     def read(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            block = self._bounded().recv(size - len(data))
+            self._bound()
+            try:
+                block = self._connection.recv(size - len(data))
+            except TimeoutError:
+                continue
             if not block:
                 raise EOFError
             data += block
         return bytes(data)
 
     def send(self, data: bytes) -> None:
-        self._bounded().sendall(data)
+        view = memoryview(data)
+        while view:
+            self._bound()
+            with suppress(TimeoutError):
+                view = view[self._connection.send(view) :]
 
     def request(self, kind: bytes, data: bytes) -> None:
         self.send(struct.pack("<4sI", kind, len(data)) + data)
 
-    def _bounded(self) -> Any:
+    def _bound(self) -> None:
+        """Let the next call wait until it is time to look again whether this is to end."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        self._connection.settimeout(left)
-        return self._connection
+        if self._stop():
+            raise DeviceError("stopped: nobody waits for it any more", retryable=True)
+        self._connection.settimeout(min(left, STOP_S))

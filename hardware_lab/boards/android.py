@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from coralline.errors import DeviceError, UserError
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import open_segments
 from coralline.runtime.references import write_stage_references
@@ -152,7 +152,7 @@ class Android:
         binary = self._binary()
         phone = Adb(self.serial, self.name)
         phone.open()
-        session = _Session(phone, f"{self.folder}/jobs/{task.id}", binary, deadline)
+        session = _Session(phone, f"{self.folder}/jobs/{task.id}", binary, deadline, task.stop)
         models = [segments.folder / segment.file for segment in segments.segments]
         with tempfile.TemporaryDirectory() as folder:
             references = _References(segments, Path(folder))
@@ -160,7 +160,7 @@ class Android:
             try:
                 self._must(phone, f"mkdir -p {self.folder}/files {session.job}")
                 facts, before = self._facts(phone), self._conditions(phone)
-                self._keep(phone, [binary, *models, *references.files], deadline)
+                self._keep(session, [*models, *references.files])
                 stages = []
                 for s, model in enumerate(models):
                     stages.append(self._stage(session, task, model, references.of(s)))
@@ -277,7 +277,7 @@ class Android:
             words = ["taskset", self.cpus, *words]
         # The shell becomes the program, so that the kept process id is the program's.
         command = f"cd {session.job} && echo $$ > pid && exec {shlex.join(words)} 2>&1"
-        ran = session.phone.shell(command, time_limit_s=left)
+        ran = session.phone.shell(command, time_limit_s=left, stop=session.stop)
         if ran.code in (126, 127):
             raise DeviceError(
                 f"{self.name}: the phone cannot run {session.binary} ({_last(ran.output)}); name "
@@ -390,14 +390,16 @@ class Android:
                 found[group][name] = value
         return found
 
-    def _keep(self, phone: Adb, files: Sequence[Path], deadline: float) -> None:
-        """Send the files that the phone has not, by their digest, and check what arrived."""
+    def _keep(self, session: _Session, files: Sequence[Path]) -> None:
+        """Send the program and the files that the phone has not, and check what arrived."""
+        phone = session.phone
         kept = set(self._must(phone, f"ls {self.folder}/files").split())
-        for path in files:
+        for path in (session.binary, *files):
             digest = file_digest(path)
             target = f"{self.folder}/files/{digest}"
             if digest not in kept:
-                phone.push(path, target, mode=0o755, time_limit_s=_left(deadline))
+                left = _left(session.deadline)
+                phone.push(path, target, mode=0o755, time_limit_s=left, stop=session.stop)
             said = self._must(phone, f"sha256sum {target}")
             if said.split()[0] != digest:
                 self._must(phone, f"rm -f {target}")
@@ -526,6 +528,7 @@ class _Session:
     job: str
     binary: Path
     deadline: float
+    stop: Stop
 
     def pull(self, name: str) -> bytes:
         return self.phone.pull(f"{self.job}/{name}", time_limit_s=_left(self.deadline))

@@ -30,6 +30,9 @@ from coralline.tflite.split import split_model
 from hardware_lab.boards import Task, android
 from hardware_lab.boards.android import Android
 from hardware_lab.boards.ssh import file_digest
+from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.runner import run_jobs
+from hardware_lab.store import Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 PROGRAM = Path(benchmark_program.__file__)
@@ -183,12 +186,27 @@ def test_a_delegate_that_leaves_all_to_the_cpu_is_found_out(board: Android, proc
 
 
 @needs_adb
-def test_litert_asked_for_an_npu_falls_back_to_the_cpu_and_is_found_out(board: Android) -> None:
+def test_litert_asked_for_an_npu_falls_back_to_the_cpu_and_is_found_out(
+    board: Android, tmp_path: Path
+) -> None:
     """LiteRT itself does this here: exit code 0, latencies of the CPU, not a word."""
     npu = replace(board, runtime="litert", processor="npu", library="/vendor/lib64/libnpu.so")
-    found = npu.measure(task(repetitions=3))
-    assert (found.processor_asked, found.processor_ran) == ("npu", "cpu")
-    assert found.fell_back and found.delegated_share == 0
+    store = Store(tmp_path / "lab")
+    jobs = [
+        store.submit(INT8, Demand("phone"), repetitions=3, warmup=1, allow_fallback=allowed)
+        for allowed in (False, True)
+    ]
+    run_jobs(store, Inventory({"phone": npu}, {"phone": {}}))
+    refused, allowed = (store.job(job.id) for job in jobs)
+    assert (refused.state, allowed.state) == ("invalid", "done")
+    with pytest.raises(DeviceError, match=r"npu was asked for and cpu ran .*--allow-fallback"):
+        refused.raise_error()
+    allowed.raise_error()
+    for job in jobs:  # what was measured is kept either way
+        found = store.measurement(job.id)
+        assert (found.processor_asked, found.processor_ran) == ("npu", "cpu")
+        assert found.fell_back and found.delegated_share == 0
+        assert "fell back: npu was asked for and cpu ran" in found.marks
 
 
 @pytest.mark.parametrize(
@@ -286,8 +304,7 @@ def test_the_connection_drops_in_mid_push(board: Android, phone: AdbDevice) -> N
         board.measure(task())
     assert caught.value.retryable
     phone.drop_after = None
-    assert board.measure(task(repetitions=3)).outputs_equal
-    assert is_clean(board)
+    assert "ready" in board.check()
 
 
 @needs_adb
@@ -297,7 +314,7 @@ def test_the_phone_restarts_under_a_run(board: Android, phone: AdbDevice) -> Non
         board.measure(task())
     assert caught.value.retryable
     phone.reboot_on = ""
-    assert board.measure(task(repetitions=3)).outputs_equal
+    assert "ready" in board.check()
 
 
 @needs_adb
@@ -326,6 +343,17 @@ def test_the_program_hangs(board: Android, phone: AdbDevice) -> None:
     fault(phone, "hang")
     with pytest.raises(DeviceError, match="no answer in"):
         replace(board, time_limit_s=4.0).measure(task())
+    assert is_clean(board)
+
+
+@needs_adb
+def test_a_run_that_nobody_waits_for_is_ended(board: Android, phone: AdbDevice) -> None:
+    fault(phone, "hang")
+    started = time.monotonic()
+    stopping = replace(task(), stop=lambda: bool(running(board)))
+    with pytest.raises(DeviceError, match="stopped: nobody waits") as caught:
+        board.measure(stopping)
+    assert caught.value.retryable and time.monotonic() - started < 30
     assert is_clean(board)
 
 
@@ -359,9 +387,9 @@ def test_what_a_killed_lab_left_running_is_ended(board: Android, phone: AdbDevic
 
 @needs_adb
 def test_a_damaged_file_is_sent_again(board: Android) -> None:
-    board.measure(task(repetitions=3))
     kept = Path(board.folder) / "files" / file_digest(INT8)
-    kept.write_bytes(kept.read_bytes()[:-1])
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(INT8.read_bytes()[:-1])
     with pytest.raises(DeviceError, match="was damaged on the phone; it is removed") as caught:
         board.measure(task(repetitions=3))
     assert caught.value.retryable

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from coralline.runtime.measurement import Measurement
+from hardware_lab.cli import _samples
 from hardware_lab.store import Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
@@ -50,6 +51,34 @@ def test_bench_says_simulated_wherever_it_is(call: Any) -> None:
     for line in said.splitlines():
         if "mJ" in line or "inferences/s" in line or " ms" in line:
             assert "simulated" in line
+
+
+def test_bench_against(call: Any, tmp_path: Path) -> None:
+    out = tmp_path / "c.json"
+    pcie = ("--board", "edgetpu-usb-sim", "-n", "20", "--against", str(INT8))
+    found = json.loads(call("bench", str(INT8), *pcie, "--json", "--out", str(out)))
+    assert found == json.loads(out.read_text())
+    # A device model has no moods: the same plan twice differs by nothing.
+    ratio = found["ratios"]["latency_p50_ms"]
+    assert ratio["value"] == ratio["low"] == ratio["high"] == 1
+    assert out.with_suffix(".a.parquet").exists() and out.with_suffix(".b.parquet").exists()
+    shown = call("lab", "show", found["a"]["id"])
+    assert "4 blocks of A B B A" in shown and "p50, ms" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ((None, None, None), (1024, 60.0)),
+        ((20, None, None), (20, None)),
+        ((None, 5.0, None), (1024, 5.0)),
+        ((None, None, 99.0), (662, None)),
+        ((100, None, 90.0), (100, None)),
+    ],
+)
+def test_how_many_samples_a_job_asks_for(options: Any, asked: Any) -> None:
+    found = _samples(*options)
+    assert (found["repetitions"], found["seconds"]) == asked
 
 
 def test_submit_run_jobs_show(call: Any) -> None:
@@ -130,7 +159,7 @@ def test_bad_input_is_one_line_and_exit_2(call: Any, tmp_path: Path) -> None:
         (["bench", str(truncated)], "truncated or damaged"),
         (["bench", str(INT8), "-n", "0"], "repetitions is 0"),
         (["lab", "show", "nope"], "'nope' is not in"),
-        (["lab", "jobs", "--state", "lost"], "choose queued, running, done, failed"),
+        (["lab", "jobs", "--state", "lost"], "choose queued, running, done, invalid, failed"),
         (["lab", "boards", "--inventory", "none.yaml"], "no such file"),
     ]:
         said = call(*arguments, code=2)

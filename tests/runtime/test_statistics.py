@@ -86,14 +86,14 @@ def test_drift_compares_the_ends() -> None:
     assert statistics.drift([0.0, 1.0], [1.0, 1.0]) is None
 
 
-def test_a_ratio_of_rounds_is_free_of_what_both_share() -> None:
+def test_a_ratio_of_blocks_is_free_of_what_both_share() -> None:
     rng = np.random.default_rng(4)
     inside = 0
     for _ in range(500):
         shared = np.exp(np.cumsum(rng.normal(0, 0.3, 8)))  # the board speeds up and slows down
         a = shared * np.exp(rng.normal(0, 0.02, 8))
         b = 1.1 * shared * np.exp(rng.normal(0, 0.02, 8))
-        found = statistics.ratio_of_rounds(a, b)
+        found = statistics.ratio_of_blocks(a, b)
         inside += found.low <= 1.1 <= found.high
         assert found.high / found.low < 1.25
     assert 0.92 <= inside / 500 <= 0.98

@@ -25,7 +25,7 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -868,7 +868,9 @@ class Store:
     @contextmanager
     def _write(self) -> Iterator[Connection]:
         engine = self._engine.execution_options(writes=True)
-        with self._speaking(), engine.begin() as connection:
+        # Many who wait for SQLite's own lock try again and again, and the unlucky one for ever.
+        turn = self.lock("database", wait=True) if self._is_sqlite else nullcontext()
+        with turn, self._speaking(), engine.begin() as connection:
             yield connection
 
     @contextmanager

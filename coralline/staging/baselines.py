@@ -33,7 +33,7 @@ def greedy(problem: StagingProblem, effort: Effort) -> Proposal:
     """
     order = problem.graph.topological_order
     n, k = problem.graph.n_nodes, problem.n_stages
-    cost = problem.graph.param_bytes if problem.objective == "peak-memory" else problem.node_ms
+    cost = problem.graph.param_bytes if problem.objective == "peak-memory" else problem.node_ms[0]
     before = np.concatenate([[0.0], np.cumsum(cost[order])])
     stage = np.full(n, k - 1, np.int64)
     begin = 0
@@ -93,7 +93,7 @@ def pipedream(problem: StagingProblem, effort: Effort) -> Proposal:
     host fetches and sends, once, for all tensors open between i and i + 1, where training moves
     the activations and their gradients; and there is no memory limit.
     """
-    graph, device, k = problem.graph, problem.device, problem.n_stages
+    graph, device, k = problem.graph, problem.devices[0], problem.n_stages
     n, order = graph.n_nodes, graph.topological_order
     position = np.empty(n, np.int64)
     position[order] = np.arange(n)
@@ -107,7 +107,7 @@ def pipedream(problem: StagingProblem, effort: Effort) -> Proposal:
     # What is open after i: written at i or earlier, read later.
     opened = np.bincount(written, ms, minlength=n) - np.bincount(read, ms, minlength=n)
     transfer = np.maximum(np.cumsum(opened), 0.0)
-    before = np.concatenate([[0.0], np.cumsum(problem.node_ms[order])])
+    before = np.concatenate([[0.0], np.cumsum(problem.node_ms[0][order])])
 
     # least[j], came[m][j]: the first j operators on m stages, and where the last one begins.
     least = np.concatenate([[np.inf], before[1:]])
@@ -261,8 +261,8 @@ class _SegmentLatency:
             self._read[v].append(t)
         self._n_readers = np.diff(graph.consumer_start).tolist()
         mib = graph.tensor_bytes / MIB
-        self._in_ms = (mib * problem.device.in_ms_per_mib).tolist()
-        self._out_ms = (mib * problem.device.out_ms_per_mib).tolist()
+        self._in_ms = (mib * problem.devices[0].in_ms_per_mib).tolist()
+        self._out_ms = (mib * problem.devices[0].out_ms_per_mib).tolist()
         self._known: dict[int, list[float]] = {}
 
     def __call__(self, begin: int) -> list[float]:
@@ -272,8 +272,8 @@ class _SegmentLatency:
         return self._known[begin]
 
     def _times(self, begin: int) -> list[float]:
-        graph, device = self._problem.graph, self._problem.device
-        node_ms, param_bytes = self._problem.node_ms, graph.param_bytes
+        graph, device = self._problem.graph, self._problem.devices[0]
+        node_ms, param_bytes = self._problem.node_ms[0], graph.param_bytes
         busy, params = device.stage_overhead_ms, 0
         inside: dict[int, int] = {}
         times = []

@@ -65,7 +65,7 @@ def work_bound(problem: StagingProblem) -> float:
     The work has, for times, the overhead, the model's inputs and outputs (sent and fetched at
     least once by some stage) and the parameters that exceed all caches together.
     """
-    graph, device, k = problem.graph, problem.device, problem.n_stages
+    graph, device, k = problem.graph, problem.devices[0], problem.n_stages
     params = graph.param_bytes
     if problem.objective == "peak-memory":
         return float(max(-(-int(params.sum()) // k), int(params.max())))
@@ -73,24 +73,41 @@ def work_bound(problem: StagingProblem) -> float:
     if problem.objective == "latency":
         return total
     beyond = np.maximum(params - device.parameter_cache_bytes, 0)
-    single = problem.node_ms + beyond / MIB * device.stream_ms_per_mib
+    single = problem.node_ms[0] + beyond / MIB * device.stream_ms_per_mib
     return float(max(total / k, single.max() + device.stage_overhead_ms))
 
 
 def _total_ms(problem: StagingProblem) -> float:
-    graph, device, k = problem.graph, problem.device, problem.n_stages
+    graph, device, k = problem.graph, problem.devices[0], problem.n_stages
     is_input = graph.tensor_producer == MODEL_INPUT
     read = np.diff(graph.consumer_start) > 0
     in_bytes = graph.tensor_bytes[is_input & read].sum()
     out_bytes = graph.tensor_bytes[~is_input & graph.tensor_is_output].sum()
     beyond = max(int(graph.param_bytes.sum()) - k * device.parameter_cache_bytes, 0)
     return float(
-        problem.node_ms.sum()
+        problem.node_ms[0].sum()
         + in_bytes / MIB * device.in_ms_per_mib
         + out_bytes / MIB * device.out_ms_per_mib
         + beyond / MIB * device.stream_ms_per_mib
         + k * device.stage_overhead_ms
     )
+
+
+def crossings_bound(problem: StagingProblem) -> int:
+    """Hop-weighted crossings that every plan has at least.
+
+    Each of the K - 1 borders has operators on both sides; in a connected graph an edge crosses.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = problem.graph
+    if problem.n_stages == 1 or not len(graph.edges):
+        return 0
+    u, v = graph.edges.T
+    joined = coo_array((np.ones(len(u), np.int8), (u, v)), shape=(graph.n_nodes,) * 2)
+    parts, _ = connected_components(joined, directed=False)
+    return (problem.n_stages - 1) * int(problem.edge_weight.min()) if parts == 1 else 0
 
 
 def cut_bound(problem: StagingProblem) -> float:
@@ -132,14 +149,14 @@ def _least_share(
     problem: StagingProblem, order: Ints, neighbours: Sequence[Sequence[int]]
 ) -> Floats:
     """float64 (V, K): the least value at which j + 1 stages have room for what v comes with."""
-    graph, device, k = problem.graph, problem.device, problem.n_stages
+    graph, device, k = problem.graph, problem.devices[0], problem.n_stages
     n = graph.n_nodes
     closed = np.zeros((n, -(-n // 8)), np.uint8)
     for v in order.tolist():
         for u in neighbours[v]:
             closed[v] |= closed[u]
         closed[v, v >> 3] |= 128 >> (v & 7)
-    cost = np.stack([graph.param_bytes.astype(float), problem.node_ms], axis=1)
+    cost = np.stack([graph.param_bytes.astype(float), problem.node_ms[0]], axis=1)
     held = np.empty((n, 2))
     for i in range(0, n, 256):
         block = np.unpackbits(closed[i : i + 256], axis=1, count=n)
@@ -155,7 +172,7 @@ def _least_share(
 
 def _crossing_ms(problem: StagingProblem) -> Floats:
     """float64 (T,): what a tensor that crosses a border costs at least."""
-    graph, device = problem.graph, problem.device
+    graph, device = problem.graph, problem.devices[0]
     out = np.where(graph.tensor_is_output, 0.0, device.out_ms_per_mib)
     read = np.diff(graph.consumer_start) > 0
     inner = graph.tensor_producer != MODEL_INPUT

@@ -64,7 +64,7 @@ def policy_input(problem: StagingProblem) -> PolicyInput:
     whether it writes an output; and for the whole problem the number of stages, V, parameters
     against all caches, overhead and compute against the bound, mean cost of a border.
     """
-    graph, device, k = problem.graph, problem.device, problem.n_stages
+    graph, device, k = problem.graph, problem.devices[0], problem.n_stages
     n = graph.n_nodes
     scale = work_bound(replace(problem, objective="bottleneck")) or 1.0
     arguments = split_arguments(problem)
@@ -76,7 +76,7 @@ def policy_input(problem: StagingProblem) -> PolicyInput:
     is_read = np.diff(graph.consumer_start) > 0
     opens = np.bincount(producer[inner], (border * is_read)[inner], minlength=n)
     reads = np.bincount(graph.consumers, border[graph.consumer_tensor], minlength=n)
-    compute = problem.node_ms / scale
+    compute = problem.node_ms[0] / scale
     params = graph.param_bytes / max(device.parameter_cache_bytes, 1)
     u, v = graph.edges.T
     ones = np.ones(len(u), np.float32)

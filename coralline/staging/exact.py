@@ -305,7 +305,7 @@ def formulate(problem: StagingProblem, target: float) -> Programme | None:
     Returns:
         None when there is obviously no such plan.
     """
-    graph, device, k = problem.graph, problem.device, problem.n_stages
+    graph, device, k = problem.graph, problem.devices[0], problem.n_stages
     n, n_tensors = graph.n_nodes, graph.n_tensors
     earliest, latest = stage_windows(problem, target)
     if (earliest > latest).any():
@@ -363,7 +363,7 @@ def formulate(problem: StagingProblem, target: float) -> Programme | None:
         out_ms = graph.tensor_bytes / MIB * device.out_ms_per_mib
         # What the caller of the model gets is always fetched: it counts with its producer.
         given = graph.tensor_is_output & (graph.tensor_producer != MODEL_INPUT)
-        work = problem.node_ms + np.bincount(
+        work = problem.node_ms[0] + np.bincount(
             graph.tensor_producer[given], weights=out_ms[given], minlength=n
         )
         stream = device.stream_ms_per_mib / MIB
@@ -398,11 +398,11 @@ def stage_windows(problem: StagingProblem, target: float) -> tuple[Ints, Ints]:
     An operator in stage s has its ancestors in stages 0 to s and its descendants in stages s to
     K - 1; neither set may need more stages than that.
     """
-    graph, device, k = problem.graph, problem.device, problem.n_stages
+    graph, device, k = problem.graph, problem.devices[0], problem.n_stages
     n = graph.n_nodes
     if problem.objective == "latency":
         return np.zeros(n, np.int64), np.full(n, k - 1, np.int64)
-    costs = np.stack([graph.param_bytes.astype(float), problem.node_ms], axis=1)
+    costs = np.stack([graph.param_bytes.astype(float), problem.node_ms[0]], axis=1)
 
     def stages_needed(order: Ints, neighbours: tuple[tuple[int, ...], ...]) -> Ints:
         closed = np.zeros((n, -(-n // 8)), np.uint8)

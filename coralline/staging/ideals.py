@@ -149,14 +149,14 @@ class Space(NamedTuple):
 
 def costs_of(problem: StagingProblem) -> Costs:
     """The problem as the search reads it."""
-    graph, device = problem.graph, problem.device
+    graph, device = problem.graph, problem.devices[0]
     params = graph.param_bytes.astype(float)
     send = graph.tensor_bytes / MIB * device.in_ms_per_mib
     fetch = graph.tensor_bytes / MIB * device.out_ms_per_mib
     overhead, stream = float(device.stage_overhead_ms), device.stream_ms_per_mib / MIB
     given = graph.tensor_is_output & (graph.tensor_producer != MODEL_INPUT)
     n, producer = graph.n_nodes, np.array(graph.tensor_producer)
-    a = problem.node_ms + np.bincount(producer[given], weights=fetch[given], minlength=n)
+    a = problem.node_ms[0] + np.bincount(producer[given], weights=fetch[given], minlength=n)
     fetch[given] = 0.0
     b, free = a + stream * params, stream * device.parameter_cache_bytes
     if problem.objective == "peak-memory":

@@ -71,11 +71,11 @@ def compile_split() -> None:
 
 def split_arguments(problem: StagingProblem) -> tuple[Any, ...]:
     """The problem as the compiled kernel reads it."""
-    graph, device = problem.graph, problem.device
+    graph, device = problem.graph, problem.devices[0]
     return (
         problem.n_stages,
         _MODE[problem.objective],
-        problem.node_ms,
+        problem.node_ms[0],
         graph.param_bytes,
         graph.tensor_producer,
         graph.consumer_start,

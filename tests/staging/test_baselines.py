@@ -170,7 +170,9 @@ def brute_pipedream(problem: StagingProblem) -> float:
     best = np.inf
     for cuts in itertools.combinations(range(1, n), k - 1):
         ends = (0, *cuts, n)
-        costs = [sum(problem.node_ms[v] for v in order[a:b]) for a, b in itertools.pairwise(ends)]
+        costs = [
+            sum(problem.node_ms[0, v] for v in order[a:b]) for a, b in itertools.pairwise(ends)
+        ]
         for cut in cuts:
             done = set(order[:cut])
             crossing = [
@@ -195,7 +197,7 @@ def test_pipedream_is_the_optimum_of_its_own_cost(problem: StagingProblem) -> No
     stage = np.array(make_plan(problem, "pipedream").stage)
     position = np.empty(graph.n_nodes, int)
     position[graph.topological_order] = np.arange(graph.n_nodes)
-    costs = [problem.node_ms[stage == s].sum() for s in range(problem.n_stages)]
+    costs = [problem.node_ms[0, stage == s].sum() for s in range(problem.n_stages)]
     for s in range(problem.n_stages - 1):
         mib = 0.0
         for t in range(graph.n_tensors):

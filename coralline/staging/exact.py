@@ -16,7 +16,8 @@ its linear programme is public in Yu-Maryland/Differentiable_Scheduler_ICML24):
 The best split of a few topological orders gives a first plan. Only better plans are searched
 for, so an operator cannot be in a stage so early that it and its ancestors would not fit
 into the stages up to there at that value, and likewise for late stages: most y are constants
-before a solver starts.
+before a solver starts. The planners called cold do without both, to show what the solvers do by
+themselves.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coralline.devices.model import MIB
+from coralline.errors import PlanError
 from coralline.graph.compute_graph import MODEL_INPUT
 from coralline.staging.baselines import load_split
+from coralline.staging.bounds import work_bound
 from coralline.staging.orders import priority_order, stack_order
 from coralline.staging.problem import Effort, Proposal, StagingProblem, evaluate, register
 
@@ -119,124 +122,216 @@ def auto(problem: StagingProblem, effort: Effort) -> Proposal:
 
 @register("exact-cpsat", version="1", load=_load_cpsat)
 def exact_cpsat(problem: StagingProblem, effort: Effort) -> Proposal:
-    """The optimum by OR-Tools CP-SAT, or the best plan and bound when time is up.
+    """The optimum by OR-Tools CP-SAT, or the best plan and bound when time is up."""
+    return _solve(problem, effort, _CpSat(), warm=True)
 
-    CP-SAT counts in whole numbers, so costs are rounded down to ticks: what it proves of the
-    rounded problem holds for the real one.
+
+@register("exact-cpsat-cold", version="1", load=_load_cpsat)
+def exact_cpsat_cold(problem: StagingProblem, effort: Effort) -> Proposal:
+    """CP-SAT left to itself: no first plan, and every operator may be in every stage.
+
+    Raises:
+        PlanError: It found no plan in time.
     """
-    cp_model = _load_cpsat()
-    deadline = perf_counter() + effort.time_limit_s
-    start, value = first_plan(problem, effort, deadline)
-    if value == 0:
-        return Proposal(start, 0.0)
-    if problem.objective == "peak-memory":
-        tick, target = 1.0, value - 1
-    else:
-        # V roundings of at most one tick each stay below the tolerance of optimality.
-        tick = value * _MARGIN / max(problem.graph.n_nodes, 100)
-        target = value * (1 - _MARGIN)
-    proven = value if problem.objective == "peak-memory" else target
-    programme = formulate(problem, target)
-    if programme is None:
-        return Proposal(start, proven)
-    if perf_counter() > deadline:
-        return Proposal(start)
-
-    # Costs have negative coefficients: rounding up brings them closer to 0.
-    scale = np.where(programme.row_is_cost, 1 / tick, 1.0)
-    model = cp_model.CpModel()
-    limit = int(np.floor(target / tick))
-    columns = [
-        model.new_int_var(int(lo), int(hi) if hi < np.inf else limit, "")
-        for lo, hi in zip(programme.lower, programme.upper, strict=True)
-    ]
-    is_amount = programme.upper == np.inf
-    for r in range(len(programme.row_lower)):
-        part = slice(programme.row_start[r], programme.row_start[r + 1])
-        column = programme.column[part]
-        coefficient = np.where(
-            is_amount[column],
-            programme.coefficient[part],
-            np.ceil(programme.coefficient[part] * scale[r]),
-        ).astype(np.int64)
-        expression = cp_model.LinearExpr.weighted_sum(
-            [columns[c] for c in column], coefficient.tolist()
-        )
-        model.add(expression >= int(np.floor(programme.row_lower[r] * scale[r])))
-    objective = cp_model.LinearExpr.sum([columns[c] for c in programme.objective])
-    model.add(objective <= limit)
-    model.minimize(objective)
-    for v, s in np.argwhere(programme.y[:, 1:] > _ONE):
-        model.add_hint(columns[programme.y[v, s + 1]], int(start[v] <= s))
-
-    solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = max(deadline - perf_counter(), 0.0)
-    solver.parameters.random_seed = effort.seed % 2**31
-    solver.parameters.num_workers = effort.workers
-    solver.parameters.relative_gap_limit = 0.0
-    status = solver.solve(model)
-    if status == cp_model.INFEASIBLE:
-        return Proposal(start, proven)
-    bound = min(solver.best_objective_bound * tick, proven)
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return Proposal(start, bound)
-    values = np.array([solver.value(column) for column in columns])
-    return Proposal(_better(problem, start, programme.stages(values)), bound)
+    return _solve(problem, effort, _CpSat(), warm=False)
 
 
 @register("exact-milp", version="1", load=_load_highs)
 def exact_milp(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by HiGHS on the integer linear programme, or the best plan and bound.
 
-    HiGHS works in floating point, to about 1e-9 of the value as scaled here; its bound is
-    lowered by more than that. It takes no seed through scipy, and only looks at the clock
-    between its steps; the seed draws the orders of the first plan.
+    HiGHS takes no seed through scipy, and only looks at the clock between its steps; the seed
+    draws the orders of the first plan.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
+    return _solve(problem, effort, _Highs(), warm=True)
 
+
+@register("exact-milp-cold", version="1", load=_load_highs)
+def exact_milp_cold(problem: StagingProblem, effort: Effort) -> Proposal:
+    """HiGHS left to itself: no first plan, and every operator may be in every stage.
+
+    Raises:
+        PlanError: It found no plan in time.
+    """
+    return _solve(problem, effort, _Highs(), warm=False)
+
+
+def _solve(
+    problem: StagingProblem, effort: Effort, solver: _CpSat | _Highs, *, warm: bool
+) -> Proposal:
     deadline = perf_counter() + effort.time_limit_s
-    start, value = first_plan(problem, effort, deadline)
-    # The first plan stays feasible, with room for rounding: a solver that calls the rest
-    # infeasible within its tolerance must not be taken for a proof.
-    target = value * (1 + 1e-6)
-    programme = formulate(problem, target)
-    remaining = deadline - perf_counter()
-    if programme is None or value == 0 or remaining <= 0:
-        return Proposal(start)
-    # The value becomes 1000, so that absolute tolerances of 1e-6 are 1e-9 of it.
-    scale = np.where(programme.row_is_cost, 1000 / value, 1.0)
-    is_amount = programme.upper == np.inf
-    per_entry = np.repeat(scale, np.diff(programme.row_start))
-    data = programme.coefficient * np.where(is_amount[programme.column], 1.0, per_entry)
-    n_columns = len(programme.lower)
-    rows = csr_array(
-        (data, programme.column, programme.row_start),
-        shape=(len(programme.row_lower), n_columns),
-    )
-    rows.sum_duplicates()
-    weight = np.zeros(n_columns)
-    weight[programme.objective] = 1.0
-    with _stdout_to_stderr():
-        result = milp(
-            weight,
-            integrality=programme.is_binary.astype(np.int64),
-            bounds=Bounds(programme.lower, programme.upper),
-            constraints=[
-                LinearConstraint(rows, programme.row_lower * scale, np.inf),
-                LinearConstraint(weight[None, :], -np.inf, target * 1000 / value),
-            ],
-            options={"time_limit": remaining, "mip_rel_gap": 0.0},
-        )
+    found: list[Ints] = []
+    value = most = _most(problem)
+    unit = work_bound(problem) or most or 1.0
+    if warm:
+        start, value = first_plan(problem, effort, deadline)
+        if value == 0:
+            return Proposal(start, 0.0)
+        found, unit = [start], value
+    whole = problem.objective == "peak-memory"
+    target = solver.target(value, whole) if warm else most
+    programme = formulate(problem, target if warm else np.inf)
+    # No plan is better than the target, should that turn out to be out of reach.
+    beyond = min(value, target + 1 if whole else target)
+    if programme is None:
+        return Proposal(found[0], beyond)
     bound = None
-    if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound):
-        bound = result.mip_dual_bound * value / 1000 * (1 - _MARGIN)
-        if problem.objective == "peak-memory":
-            bound = float(np.ceil(bound))
-        bound = min(bound, value)
-    if result.x is None:
-        return Proposal(start, bound)
-    return Proposal(_better(problem, start, programme.stages(np.round(result.x))), bound)
+    if perf_counter() < deadline:
+        stage, bound = solver.run(programme, target, unit, whole, deadline, effort, found)
+        if bound is not None:
+            bound = min(bound, beyond)
+        if stage is not None:
+            found.append(stage)
+    if not found:
+        raise PlanError(
+            f"no plan of {problem.graph.name!r} was found in {effort.time_limit_s:g} s; "
+            "give it more time"
+        )
+    return Proposal(min(found, key=lambda stage: evaluate(problem, stage).value), bound)
+
+
+def _most(problem: StagingProblem) -> float:
+    """A value that no plan exceeds."""
+    graph, device, k = problem.graph, problem.device, problem.n_stages
+    if problem.objective == "peak-memory":
+        return float(graph.param_bytes.sum())
+    per_mib = k * device.in_ms_per_mib + device.out_ms_per_mib
+    return float(
+        problem.node_ms.sum()
+        + k * device.stage_overhead_ms
+        + graph.tensor_bytes.sum() / MIB * per_mib
+        + graph.param_bytes.sum() / MIB * device.stream_ms_per_mib
+    ) * (1 + 1e-9)
+
+
+class _CpSat:
+    """OR-Tools CP-SAT.
+
+    It counts in whole numbers, so costs are rounded down to ticks: what it proves of the rounded
+    problem holds for the real one.
+    """
+
+    def target(self, value: float, whole: bool) -> float:
+        """Only better plans are searched for: that there are none is a proof."""
+        return value - 1 if whole else value * (1 - _MARGIN)
+
+    def run(
+        self,
+        programme: Programme,
+        target: float,
+        unit: float,
+        whole: bool,
+        deadline: float,
+        effort: Effort,
+        hint: list[Ints],
+    ) -> tuple[Ints | None, float | None]:
+        """A plan of value <= `target`, if one was found, and a bound on such plans."""
+        cp_model = _load_cpsat()
+        # V roundings of at most one tick each stay below the tolerance of optimality, and the
+        # sums within 64 bits.
+        n = len(programme.y)
+        tick = 1.0 if whole else max(unit * _MARGIN / max(n, 100), target * 1e-15)
+        # Costs have negative coefficients: rounding up brings them closer to 0.
+        scale = np.where(programme.row_is_cost, 1 / tick, 1.0)
+        model = cp_model.CpModel()
+        limit = int(np.floor(target / tick))
+        columns = [
+            model.new_int_var(int(lo), int(hi) if hi < np.inf else limit, "")
+            for lo, hi in zip(programme.lower, programme.upper, strict=True)
+        ]
+        is_amount = programme.upper == np.inf
+        for r in range(len(programme.row_lower)):
+            part = slice(programme.row_start[r], programme.row_start[r + 1])
+            column = programme.column[part]
+            coefficient = np.where(
+                is_amount[column],
+                programme.coefficient[part],
+                np.ceil(programme.coefficient[part] * scale[r]),
+            ).astype(np.int64)
+            expression = cp_model.LinearExpr.weighted_sum(
+                [columns[c] for c in column], coefficient.tolist()
+            )
+            model.add(expression >= int(np.floor(programme.row_lower[r] * scale[r])))
+        objective = cp_model.LinearExpr.sum([columns[c] for c in programme.objective])
+        model.add(objective <= limit)
+        model.minimize(objective)
+        for stage in hint:
+            for v, s in np.argwhere(programme.y[:, 1:] > _ONE):
+                model.add_hint(columns[programme.y[v, s + 1]], int(stage[v] <= s))
+
+        solver = cp_model.CpSolver()
+        solver.parameters.max_time_in_seconds = max(deadline - perf_counter(), 0.0)
+        solver.parameters.random_seed = effort.seed % 2**31
+        solver.parameters.num_workers = effort.workers
+        solver.parameters.relative_gap_limit = 0.0
+        status = solver.solve(model)
+        if status == cp_model.INFEASIBLE:
+            return None, np.inf
+        bound = solver.best_objective_bound * tick
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return None, bound
+        return programme.stages(np.array([solver.value(column) for column in columns])), bound
+
+
+class _Highs:
+    """HiGHS, by way of scipy.
+
+    It works in floating point, to about 1e-9 of the value as scaled here; its bound is lowered
+    by more than that.
+    """
+
+    def target(self, value: float, whole: bool) -> float:
+        """The first plan stays feasible, with room for rounding.
+
+        A solver that calls the rest infeasible within its tolerance must not be taken for a
+        proof.
+        """
+        return value * (1 + 1e-6)
+
+    def run(
+        self,
+        programme: Programme,
+        target: float,
+        unit: float,
+        whole: bool,
+        deadline: float,
+        effort: Effort,
+        hint: list[Ints],
+    ) -> tuple[Ints | None, float | None]:
+        """A plan of value <= `target`, if one was found, and a bound on such plans."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+
+        # The unit becomes 1000, so that absolute tolerances of 1e-6 are 1e-9 of it.
+        scale = np.where(programme.row_is_cost, 1000 / unit, 1.0)
+        is_amount = programme.upper == np.inf
+        per_entry = np.repeat(scale, np.diff(programme.row_start))
+        data = programme.coefficient * np.where(is_amount[programme.column], 1.0, per_entry)
+        n_columns = len(programme.lower)
+        rows = csr_array(
+            (data, programme.column, programme.row_start),
+            shape=(len(programme.row_lower), n_columns),
+        )
+        rows.sum_duplicates()
+        weight = np.zeros(n_columns)
+        weight[programme.objective] = 1.0
+        with _stdout_to_stderr():
+            result = milp(
+                weight,
+                integrality=programme.is_binary.astype(np.int64),
+                bounds=Bounds(programme.lower, programme.upper),
+                constraints=[
+                    LinearConstraint(rows, programme.row_lower * scale, np.inf),
+                    LinearConstraint(weight[None, :], -np.inf, target * 1000 / unit),
+                ],
+                options={"time_limit": max(deadline - perf_counter(), 0.0), "mip_rel_gap": 0.0},
+            )
+        bound = None
+        if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound):
+            bound = result.mip_dual_bound * unit / 1000 * (1 - _MARGIN)
+            if whole:
+                bound = float(np.ceil(bound))
+        return None if result.x is None else programme.stages(np.round(result.x)), bound
 
 
 def first_plan(problem: StagingProblem, effort: Effort, deadline: float) -> tuple[Ints, float]:
@@ -400,7 +495,7 @@ def stage_windows(problem: StagingProblem, target: float) -> tuple[Ints, Ints]:
     """
     graph, device, k = problem.graph, problem.devices[0], problem.n_stages
     n = graph.n_nodes
-    if problem.objective == "latency":
+    if problem.objective == "latency" or target == np.inf:
         return np.zeros(n, np.int64), np.full(n, k - 1, np.int64)
     costs = np.stack([graph.param_bytes.astype(float), problem.node_ms[0]], axis=1)
 
@@ -430,10 +525,6 @@ def stage_windows(problem: StagingProblem, target: float) -> tuple[Ints, Ints]:
     earliest = stages_needed(order, graph.predecessors) - 1
     latest = k - stages_needed(order[::-1], graph.successors)
     return earliest, latest
-
-
-def _better(problem: StagingProblem, one: Ints, other: Ints) -> Ints:
-    return min(one, other, key=lambda stage: evaluate(problem, stage).value)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from coralline.staging import OBJECTIVES, Effort, StagingProblem, evaluate, make
 from coralline.staging.exact import stage_windows
 
 EXACT = ("exact", "exact-cpsat", "exact-milp")
+COLD = ("exact-cpsat-cold", "exact-milp-cold")
 DATA = Path(__file__).parents[1] / "data" / "respect_graphs"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "respect_graphs"
 
@@ -42,7 +43,7 @@ def brute_force(problem: StagingProblem) -> tuple[float, list[tuple[int, ...]]]:
 @given(problems(max_nodes=6))
 def test_exact_planners_find_and_prove_the_optimum(problem: StagingProblem) -> None:
     best, _ = brute_force(problem)
-    for planner in EXACT:
+    for planner in EXACT + COLD:
         try:
             plan = make_plan(problem, planner, Effort(workers=1))
         except PlanError:
@@ -105,7 +106,7 @@ def test_the_planners_agree_on_larger_graphs(objective: str) -> None:
     device = replace(load_device("edgetpu-usb"), parameter_cache_bytes=2**20)
     for graph in synthetic.generate("respect", 3, 20, seed=7):
         problem = StagingProblem(graph, 3, device, objective)
-        plans = [make_plan(problem, planner, Effort(time_limit_s=30)) for planner in EXACT]
+        plans = [make_plan(problem, planner, Effort(time_limit_s=30)) for planner in EXACT + COLD]
         assert all(plan.proven_optimal for plan in plans)
         assert [p.value for p in plans] == pytest.approx([plans[0].value] * len(plans), rel=1e-6)
 
@@ -120,6 +121,14 @@ def test_a_plan_comes_back_in_time_whatever_the_limit(planner: str, limit_s: flo
     plan = make_plan(problem, planner, Effort(time_limit_s=limit_s))
     assert perf_counter() - start < limit_s + 5
     assert 0 < plan.lower_bound <= plan.value <= make_plan(problem, "topo-dp").value
+
+
+@pytest.mark.parametrize("planner", COLD)
+def test_a_cold_solver_starts_without_a_plan(planner: str) -> None:
+    graph = synthetic.generate("respect", 1, 400, seed=1)[0]
+    problem = StagingProblem(graph, 6, load_device("edgetpu-usb"))
+    with pytest.raises(PlanError, match=r"no plan of .* was found in 0 s; give it more time"):
+        make_plan(problem, planner, Effort(time_limit_s=0.0))
 
 
 @pytest.mark.parametrize("planner", EXACT)

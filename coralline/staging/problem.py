@@ -588,7 +588,7 @@ def make_plan(problem: StagingProblem, planner: str, effort: Effort | None = Non
     if not plan.proven_optimal:
         plan = plan.with_bound(cut_bound(solved))
     if problem.objective == "peak-memory" and plan.proven_optimal:
-        crossings = crossings_bound(solved)
+        crossings = crossings_bound(solved, plan.value)
         if proposal.crossings_bound is not None:
             crossings = max(crossings, proposal.crossings_bound)
         found = evaluation.hop_weighted_crossings

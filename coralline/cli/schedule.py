@@ -122,8 +122,8 @@ def _host_operators(given: str | None, model: Path, graph: ComputeGraph) -> tupl
                 "model; name the operators"
             )
         return tuple(operator.node for operator in unmapped_operators(model))
-    numbers = {name: v for v, name in reversed(list(enumerate(graph.node_names)))}
-    numbers |= {str(v): v for v in range(graph.n_nodes)}
+    numbers = {str(v): v for v in range(graph.n_nodes)}
+    numbers |= {name: v for v, name in reversed(list(enumerate(graph.node_names)))}
     asked = [name.strip() for name in given.split(",")]
     unknown = [name for name in asked if name not in numbers]
     if unknown:

@@ -222,7 +222,7 @@ def _minimise(
     if start is not None and value <= least:
         return start, value
     target = most if start is None else solver.target(value, whole)
-    programme = formulate(problem, goal, target, narrow=narrow)
+    programme = formulate(problem, target, goal, narrow=narrow)
     stage, bound = None, None
     if programme is None:
         bound = np.inf
@@ -485,19 +485,19 @@ class Programme:
 
 
 def formulate(
-    problem: StagingProblem, goal: Goal, target: float, *, narrow: bool = True
+    problem: StagingProblem, target: float, goal: Goal | None = None, *, narrow: bool = True
 ) -> Programme | None:
     """The programme whose solutions are all plans of value `target` or less.
 
     Args:
-        goal: What the value is.
+        goal: What the value is; the problem's objective without it.
         narrow: Whether to leave out the stages in which an operator cannot be in such a plan.
 
     Returns:
         None when there is obviously no such plan.
     """
     graph, k = problem.graph, problem.n_stages
-    n = graph.n_nodes
+    n, goal = graph.n_nodes, goal or problem.objective
     earliest, latest = np.zeros(n, np.int64), np.full(n, k - 1)
     if narrow:
         earliest, latest = stage_windows(problem, np.inf if goal == "crossings" else target)

@@ -400,7 +400,9 @@ class Plan:
         stage, hosted = values["stage"], values["host_operators"]
         if not isinstance(stage, list) or not all(type(s) is int and s >= 0 for s in stage):
             raise UserError("the plan's `stage` must be a list of whole numbers from 0")
-        if not all(type(v) is int and 0 <= v < len(stage) for v in hosted):
+        if not isinstance(hosted, (list, tuple)) or not all(
+            type(v) is int and 0 <= v < len(stage) for v in hosted
+        ):
             raise UserError("the plan's `host_operators` must be numbers of its operators")
         if type(values["n_stages"]) is not int or values["n_stages"] < 1:
             raise UserError("the plan's `n_stages` must be a whole number from 1")

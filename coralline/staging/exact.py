@@ -31,7 +31,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal
@@ -112,24 +112,22 @@ def _load_ideals() -> None:
     compile_search()
 
 
-@register("exact", version="1", load=_load_ideals)
+@register("exact", version="2", load=_load_ideals)
 def exact(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by search over down-sets, or the best plan and bound when time is up."""
-    from coralline.staging.ideals import Search
+    from coralline.staging.ideals import Search, conclude
 
     deadline = perf_counter() + effort.time_limit_s
-    search = Search(problem, effort.seed)
-    search.run(deadline)
-    return Proposal(search.stage, search.bound)
+    return conclude(problem, Search(problem, effort.seed), deadline)
 
 
-@register("auto", version="1", load=_load_ideals)
+@register("auto", version="2", load=_load_ideals)
 def auto(problem: StagingProblem, effort: Effort) -> Proposal:
     """The best plan and bound of all means: `exact`, and where that takes long the policy.
 
     The policy's plan gives the search over orders and down-sets another start.
     """
-    from coralline.staging.ideals import Search, order_of
+    from coralline.staging.ideals import Search, conclude, order_of
     from coralline.staging.policy import load_decoder, policy
 
     start = perf_counter()
@@ -138,10 +136,10 @@ def auto(problem: StagingProblem, effort: Effort) -> Proposal:
     search.run(start + min(effort.time_limit_s * _ALONE, _ALONE_S))
     if not search.proven and effort.time_limit_s >= _POLICY_S:
         load_decoder()
-        proposal = policy(problem, replace(effort, time_limit_s=effort.time_limit_s * _ALONE))
-        search.offer(order_of(problem, proposal.stage))
-    search.run(deadline)
-    return Proposal(search.stage, search.bound)
+        effort = replace(effort, time_limit_s=effort.time_limit_s * _ALONE)
+        with suppress(PlanError):
+            search.offer(order_of(problem, policy(problem, effort).stage))
+    return conclude(problem, search, deadline)
 
 
 @register("exact-cpsat", version="1", load=_load_cpsat)

@@ -213,7 +213,7 @@ def _values(keys, start, successor, n_predecessors, arguments):  # type: ignore[
     values = np.empty(len(keys))
     for i in range(len(keys)):
         order = _list_order(keys[i], start, successor, n_predecessors)
-        values[i] = split_kernel(order, np.inf, *arguments)[1]
+        values[i] = split_kernel(order, np.inf, arguments)[1]
     return values
 
 
@@ -236,7 +236,7 @@ def _anneal(  # type: ignore[no-untyped-def]
         old = keys[v]
         keys[v] += (2 * uniform[step, 1] - 1) * 0.5 ** (8 * uniform[step, 2])
         order = _list_order(keys, start, successor, n_predecessors)
-        found = split_kernel(order, np.inf, *arguments)[1]
+        found = split_kernel(order, np.inf, arguments)[1]
         kept = found <= value
         if not kept and found < np.inf:
             kept = uniform[step, 3] < np.exp((value - found) / temperature[step])

@@ -12,7 +12,7 @@ export PYTHONPATH :=
 export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 
-.PHONY: help demo test bench lint env dev requirements clean
+.PHONY: help demo test bench bench-staging lint env dev requirements clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test: dev  ## Run the whole test suite
 
 bench: env  ## Run the benchmarks; JSON and Markdown land in benchmarks/results
 	$(BIN)/python -m benchmarks
+
+bench-staging: env  ## Run the benchmark of the staging planners alone: half an hour
+	$(BIN)/python -m benchmarks --only staging
 
 lint: dev  ## Style, types, layers
 	$(BIN)/ruff check .

@@ -26,12 +26,14 @@ def main(
     try:
         chosen = {name: frame.load(name) for name in only or frame.bench_names()}
         for name, run in chosen.items():
-            with console.status(f"benchmark {name}"):
-                start = perf_counter()
-                result = run(quick)
-                seconds = perf_counter() - start
+            # A line and no spinner: a benchmark that takes long says itself how far it is.
+            print(f"benchmark {name}", file=sys.stderr)
+            start = perf_counter()
+            result = run(quick)
+            seconds = perf_counter() - start
             frame.write(name, result, quick=quick, seconds=seconds, folder=out)
-            console.print(frame.table(result))
+            for part in (result, *result.more):
+                console.print(frame.table(part))
     except CorallineError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coralline.errors import UserError
 from coralline.files import write_text
@@ -36,7 +36,7 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One table.
+    """One table, and the others of the same run if there are any.
 
     Attributes:
         title: What is compared.
@@ -44,6 +44,9 @@ class BenchResult:
         rows: One cell a column; None where there is nothing to say.
         note: How to read the table, and what it does not show.
         environment: What matters here beyond `machine()`: sizes, seeds, repetitions.
+        more: Further tables.
+        figures: SVG texts by name.
+        records: What the tables were made from, one JSON object each; kept in the JSON alone.
     """
 
     title: str
@@ -51,6 +54,9 @@ class BenchResult:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     environment: Mapping[str, Cell] = field(default_factory=dict)
+    more: tuple[BenchResult, ...] = ()
+    figures: Mapping[str, str] = field(default_factory=dict)
+    records: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -99,7 +105,7 @@ def machine() -> dict[str, Cell]:
 
 
 def write(name: str, result: BenchResult, *, quick: bool, seconds: float, folder: Path) -> None:
-    """Keep a result as `<name>.json` and `<name>.md` in `folder`."""
+    """Keep a result as `<name>.json` and `<name>.md` in `folder`, its figures beside them."""
     environment = {**machine(), **result.environment}
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     data = {
@@ -108,18 +114,18 @@ def write(name: str, result: BenchResult, *, quick: bool, seconds: float, folder
         "made_at": made_at,
         "quick": quick,
         "seconds": round(seconds, 2),
-        "title": result.title,
-        "columns": result.columns,
-        "rows": result.rows,
-        "note": result.note,
+        **_table_json(result),
+        "more": [_table_json(part) for part in result.more],
         "environment": environment,
+        "records": result.records,
     }
     write_text(folder / f"{name}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
-    lines = [f"# {result.title}", "", _markdown_row(result.columns)]
-    lines.append("|" + "---|" * len(result.columns))
-    lines += [_markdown_row([show(cell) for cell in row]) for row in result.rows]
-    if result.note:
-        lines += ["", result.note]
+    lines = [f"# {result.title}", "", *_markdown_table(result)]
+    for part in result.more:
+        lines += ["", f"## {part.title}", "", *_markdown_table(part)]
+    for figure, svg in result.figures.items():
+        write_text(folder / f"{name}-{figure}.svg", svg)
+        lines += ["", f"![{figure}]({name}-{figure}.svg)"]
     size = " Quick sizes." if quick else ""
     where = ", ".join(f"{key} {show(value)}" for key, value in environment.items())
     lines += ["", f"Measured {made_at} in {seconds:.1f} s.{size} {where}."]
@@ -149,6 +155,16 @@ def show(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
     return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _table_json(result: BenchResult) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in ("title", "columns", "rows", "note")}
+
+
+def _markdown_table(result: BenchResult) -> list[str]:
+    lines = [_markdown_row(result.columns), "|" + "---|" * len(result.columns)]
+    lines += [_markdown_row([show(cell) for cell in row]) for row in result.rows]
+    return [*lines, "", result.note] if result.note else lines
 
 
 def _markdown_row(cells: tuple[str, ...] | list[str]) -> str:

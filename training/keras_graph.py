@@ -1,4 +1,4 @@
-"""Layer graphs of the Keras applications, with exact MACs and int8 bytes, without converting them.
+"""Layer graphs of the models of the zoo, with exact MACs and int8 bytes, without converting them.
 
 A node is a Keras layer; the input layer is the model's input tensor. What a node costs is what
 its layer becomes in an int8 .tflite model, so that these graphs and converted models are priced
@@ -22,10 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from coralline.errors import UserError
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
-from training.quiet import load_keras
-from training.zoo import APPLICATIONS, zoo_names
+from training.zoo import APPLICATIONS, new_model
 
 _CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose", "Dense")
 _FUSED = ("ReLU", "Dropout", "Flatten", "Reshape")
@@ -33,27 +31,18 @@ _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
 
 def keras_graph(name: str, input_size: int | None = None) -> ComputeGraph:
-    """The layer graph of a Keras application.
+    """The layer graph of a model of the zoo.
 
     Args:
         name: One of `training.zoo.zoo_names()`.
         input_size: Side of the square input in pixels; None for the application's own.
 
     Raises:
-        UserError: Unknown name, or an input the application cannot take.
+        UserError: Unknown name, or an input size the model cannot take.
     """
-    if name not in APPLICATIONS:
-        raise UserError(f"model {name!r} is not in the zoo; choose {', '.join(zoo_names())}")
-    constructor, usual = APPLICATIONS[name]
-    size = usual if input_size is None else input_size
-    keras = load_keras()
-    try:
-        model = getattr(keras.applications, constructor)(weights=None, input_shape=(size, size, 3))
-    except ValueError as error:
-        raise UserError(
-            f"{name} with input size {size}: {error}; its own size is {usual}"
-        ) from None
-    return graph_of_model(model, name if size == usual else f"{name}_{size}")
+    model = new_model(name, input_size)
+    usual = input_size in (None, APPLICATIONS[name][1])
+    return graph_of_model(model, name if usual else f"{name}_{input_size}")
 
 
 def graph_of_model(model: Any, name: str) -> ComputeGraph:
@@ -109,7 +98,8 @@ def _param_bytes(layer: Any) -> int:
         return int(math.prod(depthwise) + math.prod(pointwise) + 4 * (channels + pointwise[3]))
     if kind in _CONVOLUTIONS:
         return int(np.prod(layer.kernel.shape)) + 4 * layer.output.shape[-1]
-    return sum(math.prod(w.shape) for w in layer.weights)
+    # An addition written with + is an operation, no layer, and has no `weights`.
+    return sum(math.prod(w.shape) for w in getattr(layer, "weights", ()))
 
 
 def _macs(layer: Any) -> int:

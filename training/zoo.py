@@ -1,4 +1,4 @@
-"""int8 .tflite models of the Keras applications, without trained weights.
+"""int8 .tflite models of the Keras applications and of HRNet, without trained weights.
 
 What a model costs depends on its shape, not on what it has learnt, so the weights are random but
 seeded. They are made to behave like trained ones where it matters for quantisation: the
@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from coralline.errors import DeviceError, UserError
 from coralline.files import make_folder, write_bytes
+from training.hrnet import hrnet
 from training.quiet import load_keras, silenced
 
 APPLICATIONS = {
+    "convnext_tiny": ("ConvNeXtTiny", 224),
     "densenet121": ("DenseNet121", 224),
     "densenet169": ("DenseNet169", 224),
     "densenet201": ("DenseNet201", 224),
@@ -37,12 +39,14 @@ APPLICATIONS = {
     "efficientnet_v2_b2": ("EfficientNetV2B2", 260),
     "efficientnet_v2_b3": ("EfficientNetV2B3", 300),
     "efficientnet_v2_s": ("EfficientNetV2S", 384),
+    "hrnet_w32": ("HRNetW32", 224),
     "inception_resnet_v2": ("InceptionResNetV2", 299),
     "inception_v3": ("InceptionV3", 299),
     "mobilenet": ("MobileNet", 224),
     "mobilenet_v2": ("MobileNetV2", 224),
     "mobilenet_v3_large": ("MobileNetV3Large", 224),
     "mobilenet_v3_small": ("MobileNetV3Small", 224),
+    "nasnet_large": ("NASNetLarge", 331),
     "nasnet_mobile": ("NASNetMobile", 224),
     "resnet50": ("ResNet50", 224),
     "resnet50_v2": ("ResNet50V2", 224),
@@ -54,7 +58,8 @@ APPLICATIONS = {
     "vgg19": ("VGG19", 224),
     "xception": ("Xception", 299),
 }
-"""Name: class in keras.applications, and side of its square input in pixels."""
+"""Name: constructor, in keras.applications but for HRNet, and side of its square input in
+pixels."""
 
 RECIPE_VERSION = 1
 """Raise it when the same recipe gives another file."""
@@ -62,7 +67,7 @@ RECIPE_VERSION = 1
 LOGIT_SPREAD = 3.0
 """Standard deviation of the logits; with 1 or less an int8 softmax rounds 1000 classes to 0."""
 
-_PIXEL_INPUT = ("EfficientNet", "MobileNetV3")
+_PIXEL_INPUT = ("ConvNeXt", "EfficientNet", "MobileNetV3")
 """Applications that scale pixels of 0 to 255 themselves; the others take -1 to 1."""
 
 
@@ -109,6 +114,28 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CORALLINE_CACHE") or Path.home() / ".cache" / "coralline")
 
 
+def new_model(name: str, input_size: int | None = None) -> Any:
+    """The Keras model of a name, with random weights: nothing is fetched.
+
+    Raises:
+        UserError: Unknown name, or an input size it cannot take.
+    """
+    if name not in APPLICATIONS:
+        raise UserError(f"model {name!r} is not in the zoo; choose {', '.join(zoo_names())}")
+    constructor, usual = APPLICATIONS[name]
+    size = usual if input_size is None else input_size
+    shape = (size, size, 3)
+    keras = load_keras()
+    try:
+        if constructor == "HRNetW32":
+            return hrnet(32, shape)
+        return getattr(keras.applications, constructor)(weights=None, input_shape=shape)
+    except ValueError as error:
+        raise UserError(
+            f"{name} with input size {size}: {error}; its own size is {usual}"
+        ) from None
+
+
 def build_model(
     name: str,
     folder: Path,
@@ -117,7 +144,7 @@ def build_model(
     seed: int = 0,
     io_type: Literal["int8", "uint8"] = "int8",
 ) -> Path:
-    """Write the int8 .tflite of a Keras application into `folder`.
+    """Write the int8 .tflite of a model of the zoo into `folder`.
 
     Fixed batch of 1; one scale per Dense layer, as older runtimes and edgetpu_compiler read it.
     A model built before, by the same recipe, comes from the cache without TensorFlow.
@@ -154,20 +181,10 @@ def build_model(
 
 def _build(recipe: Recipe) -> bytes:
     keras = load_keras()
-    constructor = APPLICATIONS[recipe.name][0]
     keras.utils.set_random_seed(recipe.seed)
-    try:
-        # Without weights, so nothing is fetched.
-        model = getattr(keras.applications, constructor)(
-            weights=None, input_shape=(recipe.input_size, recipe.input_size, 3)
-        )
-    except ValueError as error:
-        raise UserError(
-            f"{recipe.name} with input size {recipe.input_size}: {error}; "
-            f"its own size is {APPLICATIONS[recipe.name][1]}"
-        ) from None
+    model = new_model(recipe.name, recipe.input_size)
     images = _images(recipe.images, recipe.input_size, recipe.seed)
-    if not constructor.startswith(_PIXEL_INPUT):
+    if not APPLICATIONS[recipe.name][0].startswith(_PIXEL_INPUT):
         images = images / np.float32(127.5) - np.float32(1)
     _settle(model, images)
     return _convert(model, images, recipe.io_type)

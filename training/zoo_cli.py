@@ -1,4 +1,4 @@
-"""`coralline zoo`: int8 models of the Keras applications."""
+"""`coralline zoo`: int8 models of the Keras applications and of HRNet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coralline.cli import output
 
 zoo = typer.Typer(
     no_args_is_help=True,
-    help="Build int8 .tflite models of the Keras applications, without trained weights.",
+    help="Build int8 .tflite models of known networks, without trained weights.",
     epilog="Example: coralline zoo build mobilenet_v2 resnet50 --out models",
 )
 

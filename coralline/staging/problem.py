@@ -400,7 +400,9 @@ class Plan:
         stage, hosted = values["stage"], values["host_operators"]
         if not isinstance(stage, list) or not all(type(s) is int and s >= 0 for s in stage):
             raise UserError("the plan's `stage` must be a list of whole numbers from 0")
-        if not all(type(v) is int and 0 <= v < len(stage) for v in hosted):
+        if not isinstance(hosted, (list, tuple)) or not all(
+            type(v) is int and 0 <= v < len(stage) for v in hosted
+        ):
             raise UserError("the plan's `host_operators` must be numbers of its operators")
         if type(values["n_stages"]) is not int or values["n_stages"] < 1:
             raise UserError("the plan's `n_stages` must be a whole number from 1")
@@ -588,7 +590,7 @@ def make_plan(problem: StagingProblem, planner: str, effort: Effort | None = Non
     if not plan.proven_optimal:
         plan = plan.with_bound(cut_bound(solved))
     if problem.objective == "peak-memory" and plan.proven_optimal:
-        crossings = crossings_bound(solved)
+        crossings = crossings_bound(solved, plan.value)
         if proposal.crossings_bound is not None:
             crossings = max(crossings, proposal.crossings_bound)
         found = evaluation.hop_weighted_crossings

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def test_a_result_is_kept_as_json_and_markdown(tmp_path: Path) -> None:
     assert "| new | 0.01235 | – |" in lines
     assert "Lower is better." in lines
     assert "Quick sizes." in lines[-1]
+
+
+def test_further_tables_figures_and_records_are_kept(tmp_path: Path) -> None:
+    other = frame.BenchResult("Others", ("way",), (("older",),), note="Of the same run.")
+    result = replace(RESULT, more=(other,), figures={"time": "<svg/>"}, records=({"ms": 1.5},))
+    frame.write("ways", result, quick=False, seconds=1.5, folder=tmp_path)
+    data = json.loads((tmp_path / "ways.json").read_text())
+    assert data["more"] == [
+        {"title": "Others", "columns": ["way"], "rows": [["older"]], "note": "Of the same run."}
+    ]
+    assert data["records"] == [{"ms": 1.5}]
+    lines = (tmp_path / "ways.md").read_text().splitlines()
+    assert lines.index("## Others") > lines.index("Lower is better.")
+    assert "![time](ways-time.svg)" in lines
+    assert (tmp_path / "ways-time.svg").read_text() == "<svg/>"
 
 
 def test_a_row_of_another_length_is_refused() -> None:

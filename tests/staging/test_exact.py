@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import csv
-import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,73 +9,62 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-from graph_strategies import problems
+from graph_strategies import feasible_stagings, problems_with_options
 from hypothesis import given, settings
 
 from coralline.devices.model import load_device
 from coralline.errors import PlanError
 from coralline.graph import read_graph, synthetic
 from coralline.staging import OBJECTIVES, Effort, StagingProblem, evaluate, make_plan
-from coralline.staging.exact import stage_windows
 
 EXACT = ("exact", "exact-cpsat", "exact-milp")
 COLD = ("exact-cpsat-cold", "exact-milp-cold")
+SOLVERS = ("exact-cpsat", "exact-milp", *COLD)
 DATA = Path(__file__).parents[1] / "data" / "respect_graphs"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "respect_graphs"
 
 
-def brute_force(problem: StagingProblem) -> tuple[float, list[tuple[int, ...]]]:
-    """The optimum, and every staging that reaches it; inf and none if no plan exists."""
-    best, where = np.inf, []
-    for stage in itertools.product(range(problem.n_stages), repeat=problem.graph.n_nodes):
-        try:
-            value = evaluate(problem, stage).value
-        except PlanError:
-            continue
-        if value < best * (1 - 1e-12):
-            best, where = value, []
-        if value <= best * (1 + 1e-12):
-            where.append(stage)
-    return best, where
+def brute_force(problem: StagingProblem) -> tuple[float, int]:
+    """The optimum's key; infinite if no plan exists."""
+    keys = [evaluate(problem, stage).key for stage in feasible_stagings(problem)]
+    best = min((value for value, _ in keys), default=np.inf)
+    crossings = [n for value, n in keys if value <= best * (1 + 1e-12)]
+    return best, min(crossings, default=0)
 
 
 @settings(max_examples=60)
-@given(problems(max_nodes=6))
+@given(problems_with_options(max_nodes=6))
 def test_exact_planners_find_and_prove_the_optimum(problem: StagingProblem) -> None:
-    best, _ = brute_force(problem)
-    for planner in EXACT + COLD:
+    best, crossings = brute_force(problem)
+    for planner in SOLVERS:
         try:
             plan = make_plan(problem, planner, Effort(workers=1))
-        except PlanError:
+        except PlanError as error:
             assert best == np.inf
+            assert re.search(r"no plan keeps|alone has|groups for", str(error))
             continue
         assert plan.value == pytest.approx(best, rel=1e-9, abs=1e-12)
         assert plan.proven_optimal
         assert plan.lower_bound <= best * (1 + 1e-12)
+        if problem.objective == "peak-memory":
+            assert plan.crossings_proven
+            assert plan.crossings_lower_bound == crossings
 
 
-@given(problems(max_nodes=6))
-def test_windows_keep_every_plan_as_good_as_the_target(problem: StagingProblem) -> None:
-    problem = replace(problem, children_together=False)
-    best, stagings = brute_force(problem)
-    earliest, latest = stage_windows(problem, best)
-    for stage in stagings:
-        assert (earliest <= stage).all() and (np.array(stage) <= latest).all()
-
-
-def published(folder: Path) -> Iterator[tuple[str, int, bool, str]]:
+def published(folder: Path) -> Iterator[tuple[str, int, bool, str, int | None]]:
     with (folder / "optima.csv").open() as file:
         for row in csv.DictReader(file):
-            for together, column in (
-                (False, "optimal_peak_mi"),
-                (True, "optimal_peak_children_same_stage_mi"),
+            crossings = int(row["min_hop_weighted_crossings_at_optimal_peak"])
+            for together, column, fewest in (
+                (False, "optimal_peak_mi", crossings),
+                (True, "optimal_peak_children_same_stage_mi", None),
             ):
-                yield row["graph"], int(row["n_stages"]), together, row[column]
+                yield row["graph"], int(row["n_stages"]), together, row[column], fewest
 
 
 def check_published(folder: Path, planner: str) -> int:
     count = 0
-    for name, n_stages, together, optimum in published(folder):
+    for name, n_stages, together, optimum, crossings in published(folder):
         problem = StagingProblem(
             read_graph(folder / f"{name}.json"),
             n_stages,
@@ -86,6 +75,9 @@ def check_published(folder: Path, planner: str) -> int:
         plan = make_plan(problem, planner)
         found = (name, n_stages, together, f"{plan.value / 2**20:.4f}", plan.proven_optimal)
         assert found == (name, n_stages, together, optimum, True)
+        if crossings is not None and planner != "exact":
+            assert plan.crossings_lower_bound == crossings
+            assert plan.crossings_proven
         count += 1
     return count
 

@@ -67,6 +67,23 @@ def test_mobilenet_is_the_published_one() -> None:
     assert keras_graph("mobilenet", 192).name == "mobilenet_192"
 
 
+def test_hrnet_is_the_published_one() -> None:
+    graph = keras_graph("hrnet_w32")
+    # 41.2 million parameters (arXiv 1908.07919, appendix A); biases take 4 bytes here.
+    assert 41.2 < graph.param_bytes.sum() / 1e6 < 41.4
+    # A module of b branches brings each tensor up to all finer resolutions.
+    assert graph.ops.count("UpSampling2D") == 1 * 1 + 4 * 3 + 3 * 6
+    with pytest.raises(UserError, match="multiples of 32; its own size is 224"):
+        keras_graph("hrnet_w32", 100)
+
+
+def test_operations_that_are_no_layers_have_a_place() -> None:
+    graph = keras_graph("convnext_tiny")
+    assert graph.ops.count("Add") == 18
+    # 28.6 million parameters (Liu et al., arXiv 2201.03545); biases take 4 bytes here.
+    assert 28.5 < graph.param_bytes.sum() / 1e6 < 28.8
+
+
 def test_the_stored_predictions_and_fitted_constants_can_be_made_again() -> None:
     for name in ("edgetpu-usb", "edgetpu-pcie"):
         device = load_device(name)

@@ -50,7 +50,7 @@ Floats = NDArray[np.float64]
 
 _BISECTIONS = 6
 _MAX_PAIRS = 16
-_MAX_NODES = 4000
+MAX_NODES = 4000
 """Above it the closures, V^2 numbers, would take longer than most planners."""
 
 _ROUNDING = 1e-9
@@ -84,7 +84,7 @@ def work_bound(problem: StagingProblem) -> float:
     if problem.objective == "peak-memory":
         params = problem.param_bytes
         return float(max(-(-int(params.sum()) // problem.n_stages), int(params.max())))
-    chain = _Room.of(problem, range(problem.n_stages))
+    chain = Room.of(problem, range(problem.n_stages))
     if problem.objective == "latency":
         return chain.total_ms(problem)
     alone = _alone(problem)
@@ -99,22 +99,22 @@ def cut_bound(problem: StagingProblem) -> float:
     It is infinite where the memory limit is seen to allow no plan.
     """
     graph, k = problem.graph, problem.n_stages
-    if k == 1 or graph.n_nodes > _MAX_NODES:
+    if k == 1 or graph.n_nodes > MAX_NODES:
         return 0.0
-    least = _least_values(problem)
+    least = least_values(problem)
     low = float(least.min(axis=1).max())
     if problem.objective == "peak-memory" or low == np.inf:
         return low
-    chain = _Room.of(problem, range(k))
+    chain = Room.of(problem, range(k))
     total, crossing = chain.total_ms(problem), chain.crossing_ms(problem)
-    moves = _Moves(graph.tensor_producer, graph.consumer_tensor, graph.consumers)
+    moves = Moves(graph.tensor_producer, graph.consumer_tensor, graph.consumers)
     if problem.objective == "latency":
-        cuts = _cuts(problem, moves, crossing, *_windows(problem, least, np.inf))
+        cuts = _cuts(problem, moves, crossing, *windows(problem, least, np.inf))
         return total + max(cuts, _least_cut(problem, moves, crossing)) * (1 - _ROUNDING)
     low = max(low * (1 - _ROUNDING), work_bound(problem))
 
     def mean(limit: float) -> float:
-        cuts = _cuts(problem, moves, crossing, *_windows(problem, least, limit))
+        cuts = _cuts(problem, moves, crossing, *windows(problem, least, limit))
         return (total + cuts) / chain.width * (1 - _ROUNDING)
 
     best, high = low, mean(low)
@@ -136,17 +136,17 @@ def crossings_bound(problem: StagingProblem, value: float = np.inf) -> int:
     They are the sum, over the borders between stages, of the weights of the edges that cross.
     """
     graph, k = problem.graph, problem.n_stages
-    if k == 1 or graph.n_nodes > _MAX_NODES:
+    if k == 1 or graph.n_nodes > MAX_NODES:
         return 0
     first, last = stage_windows(problem, value)
     if (first > last).any():
         return 0
     u, v = graph.edges.T
-    moves = _Moves(u, np.arange(len(u)), v)
+    moves = Moves(u, np.arange(len(u)), v)
     weight = problem.edge_weight.astype(float)
     anywhere = _least_cut(problem, moves, weight)
     cuts = (
-        max(_minimum_cut(graph, moves, weight, last < s, first >= s), anywhere) for s in range(1, k)
+        max(minimum_cut(graph, moves, weight, last < s, first >= s), anywhere) for s in range(1, k)
     )
     return sum(int(np.ceil(cut - _WHOLE)) for cut in cuts)
 
@@ -156,11 +156,11 @@ def stage_windows(problem: StagingProblem, value: float) -> tuple[Ints, Ints]:
 
     The first is past the last where an operator fits nowhere, so that there is no such plan.
     """
-    return _windows(problem, _least_values(problem), value)
+    return windows(problem, least_values(problem), value)
 
 
-def _windows(problem: StagingProblem, least: Floats, value: float) -> tuple[Ints, Ints]:
-    """The windows from what `_least_values` says."""
+def windows(problem: StagingProblem, least: Floats, value: float) -> tuple[Ints, Ints]:
+    """The windows from what `least_values` says."""
     graph, k = problem.graph, problem.n_stages
     fits = (least < np.inf) & (least <= value * (1 + _ROUNDING))
     somewhere = fits.any(axis=1)
@@ -176,7 +176,7 @@ def _windows(problem: StagingProblem, least: Floats, value: float) -> tuple[Ints
     return first, last
 
 
-def _least_values(problem: StagingProblem) -> Floats:
+def least_values(problem: StagingProblem) -> Floats:
     """float64 (V, K): the least value, by three arguments, with operator v in stage s.
 
     Stages 0 to s have room for its ancestors, stages s to K - 1 for its descendants, and stage s
@@ -199,7 +199,7 @@ def _alone(problem: StagingProblem) -> Floats:
 
 
 @dataclass(frozen=True)
-class _Room:
+class Room:
     """What some stages can do together, one of which takes T and none more.
 
     Let base[v] be the time of operator v on the best of these stages' devices, and slow[s] >= 1
@@ -228,7 +228,7 @@ class _Room:
     base: Floats
 
     @staticmethod
-    def of(problem: StagingProblem, stages: range) -> _Room:
+    def of(problem: StagingProblem, stages: range) -> Room:
         """The room of these stages."""
         part = slice(stages.start, stages.stop)
         base = problem.node_ms[part].min(axis=0)
@@ -239,7 +239,7 @@ class _Room:
         def least(constant: str) -> float:
             return float((problem.of_stages(constant)[part] / slow).min())
 
-        return _Room(
+        return Room(
             width=float((1 / slow).sum()),
             overhead=float((problem.of_stages("stage_overhead_ms")[part] / slow).sum()),
             cache_bytes=float(problem.cache_bytes[part].max(axis=1).sum()),
@@ -286,7 +286,7 @@ def _least_share(
         for u in neighbours[v]:
             closed[v] |= closed[u]
         closed[v, v >> 3] |= 128 >> (v & 7)
-    rooms = [_Room.of(problem, part) for part in stages]
+    rooms = [Room.of(problem, part) for part in stages]
     cost = np.stack([problem.param_bytes.astype(float), *(room.base for room in rooms)], axis=1)
     held = np.empty((n, len(rooms) + 1))
     for i in range(0, n, 256):
@@ -304,7 +304,7 @@ def _least_share(
     return share
 
 
-class _Moves(NamedTuple):
+class Moves(NamedTuple):
     """Things that move from where they are made to where they are read.
 
     Attributes:
@@ -317,7 +317,7 @@ class _Moves(NamedTuple):
     reader: Ints
 
 
-def _cuts(problem: StagingProblem, moves: _Moves, cost: Floats, first: Ints, last: Ints) -> float:
+def _cuts(problem: StagingProblem, moves: Moves, cost: Floats, first: Ints, last: Ints) -> float:
     """The sum of the borders' minimum cuts, each cost, (T,), spread over the borders.
 
     0 where the windows, int64 (V,) each, allow no plan.
@@ -332,13 +332,13 @@ def _cuts(problem: StagingProblem, moves: _Moves, cost: Floats, first: Ints, las
     total = 0.0
     for s in range(1, problem.n_stages):
         may_cross = (earliest < s) & (s <= latest)
-        total += _minimum_cut(
+        total += minimum_cut(
             problem.graph, moves, np.where(may_cross, share, 0.0), last < s, first >= s
         )
     return total
 
 
-def _least_cut(problem: StagingProblem, moves: _Moves, cost: Floats) -> float:
+def _least_cut(problem: StagingProblem, moves: Moves, cost: Floats) -> float:
     """The least cut with something on either side; 0 if there are too many ends."""
     graph = problem.graph
     sources = [v for v in range(graph.n_nodes) if not graph.predecessors[v]]
@@ -347,13 +347,13 @@ def _least_cut(problem: StagingProblem, moves: _Moves, cost: Floats) -> float:
         return 0.0
     node = np.arange(graph.n_nodes)
     return min(
-        _minimum_cut(graph, moves, cost, node == a, node == b) for a in sources for b in sinks
+        minimum_cut(graph, moves, cost, node == a, node == b) for a in sources for b in sinks
     )
 
 
-def _minimum_cut(
+def minimum_cut(
     graph: ComputeGraph,
-    moves: _Moves,
+    moves: Moves,
     cost: Floats,
     inside: NDArray[np.bool_],
     outside: NDArray[np.bool_],

@@ -32,7 +32,6 @@ the first one found: what a border costs are the edges across it, and their sum 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from time import perf_counter
@@ -44,7 +43,15 @@ from numpy.typing import NDArray
 
 from coralline.devices.model import load_device
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
-from coralline.staging.bounds import work_bound
+from coralline.staging.bounds import (
+    MAX_NODES,
+    Moves,
+    Room,
+    least_values,
+    minimum_cut,
+    windows,
+    work_bound,
+)
 from coralline.staging.problem import Proposal, StagingProblem, evaluate, no_plan, none_found
 from coralline.staging.split import (
     SplitArguments,
@@ -75,9 +82,6 @@ _FIRST_STATES = 2**12
 
 _STATE_BYTES = 2**29
 """Bound on the memory of the down-sets held."""
-
-_MAX_CLOSURES = 4000
-"""Operators above which their ancestors are not listed: V^2 bits and V^2 K additions."""
 
 UNDECIDED, LEFT, BEFORE, TAKEN = 0, 1, 2, 3
 
@@ -260,22 +264,23 @@ class Search:
     ) -> None:
         """Start from an order, and search for fewest crossings within a peak if one is given."""
         self._problem, self._seed, self._counting = problem, seed, within is not None
+        self._peak = within or 0.0
         self._arguments = split_arguments(problem, within)
         self._whole = problem.objective == "peak-memory"
         # A stage more always costs latency: with empty stages it would be another problem.
         self._relaxed = problem.objective != "latency"
         self._steps, self._share = _FIRST_STEPS, 1.0
         self._space: Space | None = None
-        self._needs: tuple[Floats, Floats] | None = None
+        self._least: Floats | None = None
         self.order = problem.graph.topological_order
         self.stage: Ints | None = None
         self.value = np.inf
         self.bound = 0.0 if self._counting else work_bound(problem)
-        start = perf_counter()
+        self._arguments = self._arguments._replace(goal=self.bound * (1 + _MARGIN))
         if order is None:
-            order = search_orders(self._arguments, self.order, 0, seed)
-        self.offer(order)
-        self._seconds_per_order = (perf_counter() - start) / 4
+            self._accept(*search_orders(self._arguments, self.order, 0, seed))
+        else:
+            self.offer(order)
 
     @property
     def proven(self) -> bool:
@@ -284,7 +289,9 @@ class Search:
 
     def offer(self, order: Ints) -> bool:
         """Split a topological order, int64 (V,); whether that is better than the best plan."""
-        stage, value = split(self._arguments, order, self.value * (1 + _ROUNDING))
+        return self._accept(order, *split(self._arguments, order, self.value * (1 + _ROUNDING)))
+
+    def _accept(self, order: Ints, stage: Ints, value: float) -> bool:
         if value == np.inf:
             return False
         evaluation = evaluate(self._problem, stage)
@@ -294,10 +301,17 @@ class Search:
             self.order, self.stage, self.value = order, stage, value
         return better
 
-    def improve(self, steps: int) -> bool:
-        """Try `steps` orders near the best plan's; whether one of them gave a better plan."""
-        self._seed += 1
-        return self.offer(search_orders(self._arguments, self.order, steps, self._seed))
+    def _improve(self, orders: int, deadline: float) -> bool:
+        """Try so many orders near the best plan's; whether one of them gave a better plan."""
+        better, some = False, 1
+        while orders > 0 and (start := perf_counter()) < deadline:
+            some = min(some, orders)
+            self._seed += 1
+            better |= self._accept(*search_orders(self._arguments, self.order, some, self._seed))
+            orders -= some
+            seconds = (perf_counter() - start) / some
+            some = int(min(deadline - start, _ORDERS_S) / seconds) + 1
+        return better
 
     def run(self, deadline: float) -> None:
         """Search until the plan is proven or the deadline, in seconds of `perf_counter`.
@@ -326,13 +340,9 @@ class Search:
                     return
                 self._relaxed, self._share = False, 1.0
             else:
-                # Better orders first, then lower targets, then more steps.
-                n = self._problem.graph.n_nodes
-                most = min(deadline - perf_counter(), _ORDERS_S) / self._seconds_per_order
-                if most > 0 and self.improve(int(min(self._steps // (4 * n) + 1, most))):
-                    self._share = 1.0
-                else:
-                    self._share /= 2
+                # Better orders first, in about as much time, then lower targets, then more steps.
+                orders = 2 * self._steps // self._problem.graph.n_nodes + 1
+                self._share = 1.0 if self._improve(orders, deadline) else self._share / 2
                 if self._share < 0.1:
                     self._share = 1.0
                     self._steps *= 4
@@ -342,6 +352,8 @@ class Search:
         problem, graph = self._problem, self._problem.graph
         first, last = self._windows(target)
         costs = costs_of(problem, self._arguments, self.order, first, last)
+        if self._hard:
+            costs.table[:, LATER] += later_cuts(problem, self._counting, first, last)
         n, n_tensors = graph.n_nodes, len(costs.size)
         if self._space is None:
             self._space = space_for(n, n_tensors, _FIRST_STATES)
@@ -372,20 +384,17 @@ class Search:
 
     def _windows(self, target: float) -> tuple[Ints, Ints]:
         """The first and the last stage, int64 (V,) each, of every operator below the target."""
-        c, order, n_stages = self._arguments, self.order, self._problem.n_stages
-        # All ancestors take longer to list than an easy problem to solve.
-        hard = self._steps > _FIRST_STEPS and len(order) <= _MAX_CLOSURES
-        if hard and self._needs is None:
-            graph = self._problem.graph
-            self._needs = (
-                _least_targets(c, slice(None), _closed(order, graph.predecessors)),
-                _least_targets(c, slice(None, None, -1), _closed(order[::-1], graph.successors)),
-            )
-        ends = []
-        for need in self._needs or _chain_targets(c, order):
-            fits = need <= target * (1 + _ROUNDING)
-            ends.append(np.where(fits.any(axis=1), fits.argmax(axis=1), n_stages))
-        return ends[0], n_stages - 1 - ends[1]
+        problem = self._problem
+        if not self._hard:
+            return chain_windows(self._arguments, self.order, target)
+        if self._least is None:
+            self._least = least_values(problem)
+        return windows(problem, self._least, self._peak if self._counting else target)
+
+    @property
+    def _hard(self) -> bool:
+        """Whether what takes longer than most problems pays: closures and minimum cuts."""
+        return self._steps > _FIRST_STEPS and self._problem.graph.n_nodes <= MAX_NODES
 
 
 def conclude(problem: StagingProblem, search: Search, deadline: float) -> Proposal:
@@ -427,13 +436,20 @@ def compile_search() -> None:
     _search(costs, space_for(1, 1, 1), 1.0, True, 1, 1)
 
 
-def _interruptible(function, arguments, stop, deadline):  # type: ignore[no-untyped-def]
-    """Call compiled code that looks at `stop`, and stop it at the deadline or at Ctrl-C."""
+def _interruptible(function, arguments, stop=None, deadline=np.inf):  # type: ignore[no-untyped-def]
+    """Call compiled code in a thread, so that Ctrl-C comes through.
+
+    Args:
+        stop: bool (1,): set to end the call at the deadline, in seconds of `perf_counter`, or at
+            an interrupt; without it the call is short.
+    """
+    stop = np.zeros(1, np.bool_) if stop is None else stop
     stop[0] = False
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(function, *arguments)
         try:
-            return future.result(max(deadline - perf_counter(), 0.0))
+            left = max(deadline - perf_counter(), 0.0)
+            return future.result(left if left < np.inf else None)
         except TimeoutError:
             pass
         finally:
@@ -441,91 +457,83 @@ def _interruptible(function, arguments, stop, deadline):  # type: ignore[no-unty
         return future.result()
 
 
-Sums = Callable[[Floats], Floats]
+def later_cuts(problem: StagingProblem, counting: bool, first: Ints, last: Ints) -> Floats:
+    """float64 (K,): what crosses the borders after the stage that follows each costs at least.
 
-
-def _least_targets(c: SplitArguments, direction: slice, sums: Sums) -> Floats:
-    """float64 (V, K): the least target at which j + 1 stages have room for what v comes with.
-
-    Args:
-        direction: Of the stages.
-        sums: From amounts of operators, (V, X), to those of all that each comes with.
-    """
-    kind = c.kind[direction]
-    held = sums(np.concatenate([np.minimum.accumulate(c.work[kind], axis=0), c.params[None]]).T)
-    stages = np.arange(1, len(kind) + 1)
-    params = held[:, -1:]
-    rates = c.rates[kind]
-    beyond = np.maximum(params - np.cumsum(c.cache[kind].max(axis=1)), 0.0)
-    time = held[:, :-1] + np.minimum.accumulate(rates[:, STREAM]) * beyond
-    need = (time + np.cumsum(rates[:, OVERHEAD])) / stages
-    if c.additive:
-        need[:] = -np.inf
-    need[params > stages * c.memory] = np.inf
-    return need
-
-
-def _closed(order: Ints, neighbours: tuple[tuple[int, ...], ...]) -> Sums:
-    """Sums over each operator and all that is reached from it.
+    Of transfers only those count that operators surely begin after stage s: what is written
+    earlier may be paid for. A transfer is spread over the borders that it may cross; a crossing
+    counts at each of them.
 
     Args:
-        order: int64 (V,): neighbours before each operator.
+        counting: Whether hop-weighted crossings are the cost.
+        first, last: int64 (V,): the stages where each operator can be.
     """
-    n = len(order)
-    closed = np.zeros((n, -(-n // 8)), np.uint8)
-    for v in order.tolist():
-        for u in neighbours[v]:
-            closed[v] |= closed[u]
-        closed[v, v >> 3] |= 128 >> (v & 7)
+    graph, n_stages = problem.graph, problem.n_stages
+    cuts = np.zeros(n_stages)
+    if (first > last).any():
+        return cuts
+    if counting:
+        u, v = graph.edges.T
+        moves = Moves(u, np.arange(len(u)), v)
+    else:
+        moves = Moves(graph.tensor_producer, graph.consumer_tensor, graph.consumers)
+    latest = np.zeros(len(moves.producer), np.int64)
+    np.maximum.at(latest, moves.thing, last[moves.reader])
+    for s in range(n_stages - 2):
+        if counting:
+            cost, earliest = problem.edge_weight.astype(float), first[moves.producer]
+            borders = np.ones(len(cost))
+        else:
+            cost = Room.of(problem, range(s + 1, n_stages)).crossing_ms(problem)
+            cost[first[moves.producer] <= s] = 0.0
+            earliest = first[moves.producer]
+            borders = np.maximum(latest - earliest, 1)
+        for border in range(s + 2, n_stages):
+            may_cross = (earliest < border) & (border <= latest)
+            share = np.where(may_cross, cost / borders, 0.0)
+            cuts[s] += minimum_cut(graph, moves, share, last < border, first >= border)
+    return cuts * (1 - _ROUNDING)
 
-    def sums(amounts: Floats) -> Floats:
-        held = np.empty(amounts.shape)
-        for i in range(0, n, 256):
-            block = np.unpackbits(closed[i : i + 256], axis=1, count=n)
-            held[i : i + 256] = block.astype(float) @ amounts
-        return held
 
-    return sums
+def chain_windows(c: SplitArguments, order: Ints, target: float) -> tuple[Ints, Ints]:
+    """First and last stages, int64 (V,) each, from what one order shows at once.
 
-
-def _chain_targets(c: SplitArguments, order: Ints) -> tuple[Floats, Floats]:
-    """As `_least_targets`, at no cost, with the ancestors and descendants that the order shows.
-
-    Where no edge passes over an operator, and none before it is a sink and none after it a
-    source, all before it are its ancestors and all after it its descendants. They are also
-    those of what comes after and before.
+    Where no edge passes over an operator, no sink comes before it and no source after it, all
+    before it are its ancestors and all after it its descendants. So they are of whatever comes
+    after and before it.
     """
-    n = len(order)
-    position = np.empty(n, np.int64)
-    position[order] = np.arange(n)
-    is_source, is_sink = c.waits[order] == 0, np.diff(c.next_start)[order] == 0
-    last_of = np.zeros(n, np.int64)
-    if len(c.next):
-        heads = np.flatnonzero(np.diff(c.next_start))
-        last_of[heads] = np.maximum.reduceat(position[c.next], c.next_start[heads])
-    far = np.maximum.accumulate(np.maximum(last_of[order], np.arange(n)))
-    over = np.concatenate([[0], far[:-1]]) > np.arange(n)
-    sinks_before = np.concatenate([[0], np.cumsum(is_sink)[:-1]]) > 0
-    sources_after = np.concatenate([np.cumsum(is_source[::-1])[::-1][1:], [0]]) > 0
-    alone = ~(over | sinks_before | sources_after)
+    n, n_stages = len(order), len(c.kind)
     node = np.arange(n)
-    before = np.maximum.accumulate(np.where(alone, node, -1))
-    after = np.minimum.accumulate(np.where(alone, node, n)[::-1])[::-1]
-
-    def up(amounts: Floats) -> Floats:
-        total = np.concatenate([np.zeros((1, amounts.shape[1])), np.cumsum(amounts[order], axis=0)])
-        held = np.empty(amounts.shape)
-        held[order] = total[before + 1] + np.where((before == node)[:, None], 0, amounts[order])
-        return held
-
-    def down(amounts: Floats) -> Floats:
-        tail = np.cumsum(amounts[order][::-1], axis=0)[::-1]
-        total = np.concatenate([tail, np.zeros((1, amounts.shape[1]))])
-        held = np.empty(amounts.shape)
-        held[order] = total[after] + np.where((after == node)[:, None], 0, amounts[order])
-        return held
-
-    return _least_targets(c, slice(None), up), _least_targets(c, slice(None, None, -1), down)
+    position = np.empty(n, np.int64)
+    position[order] = node
+    is_source, is_sink = c.waits[order] == 0, np.diff(c.next_start)[order] == 0
+    reach = np.zeros(n, np.int64)
+    if len(c.next):
+        writes = np.flatnonzero(np.diff(c.next_start))
+        reach[position[writes]] = np.maximum.reduceat(position[c.next], c.next_start[writes])
+    passed = np.concatenate([[0], np.maximum.accumulate(reach)[:-1]]) > node
+    early = np.cumsum(is_sink) - is_sink > 0
+    late = np.cumsum(is_source[::-1])[::-1] - is_source > 0
+    alone = ~(passed | early | late)
+    ends = []
+    for way in (slice(None), slice(None, None, -1)):
+        # Sums over each operator and all up to the last such one before it.
+        kind, one = c.kind[way], alone[way]
+        amounts = np.concatenate([np.minimum.accumulate(c.work[kind], axis=0), c.params[None]])
+        amounts = amounts[:, order[way]]
+        total = np.where(one, np.cumsum(amounts, axis=1), 0.0)
+        before = np.maximum.accumulate(total, axis=1)
+        held = np.where(one, before, before + amounts)
+        rates, stages = c.rates[kind], np.arange(1, n_stages + 1)[:, None]
+        cache = np.cumsum(c.cache[kind].max(axis=1))[:, None]
+        stream = np.minimum.accumulate(rates[:, STREAM])[:, None]
+        overhead = np.cumsum(rates[:, OVERHEAD])[:, None]
+        need = held[:-1] + stream * np.maximum(held[-1] - cache, 0.0) + overhead
+        fits = held[-1] <= stages * c.memory
+        if not c.additive:
+            fits &= need <= stages * target * (1 + _ROUNDING)
+        ends.append(np.where(fits.any(axis=0), fits.argmax(axis=0), n_stages)[way][position])
+    return ends[0], n_stages - 1 - ends[1]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -39,6 +39,7 @@ class SplitArguments(NamedTuple):
         kind: int64 (K,): of each stage.
         additive: Whether the sum counts.
         memory: The most parameters of a stage, in bytes.
+        goal: Value at which nothing better is looked for.
         rates: float64 (D, 4): overhead; in and out for each unit of `size` and `fetch`; stream
             for each byte.
         work, cache: float64 (D, V); fetching the model's outputs is work of their producers.
@@ -56,6 +57,7 @@ class SplitArguments(NamedTuple):
     kind: Ints
     additive: bool
     memory: float
+    goal: float
     rates: Floats
     work: Floats
     cache: Floats
@@ -115,8 +117,10 @@ def split(arguments: SplitArguments, order: Ints, upper: float = np.inf) -> tupl
     return stage, float(value)
 
 
-def search_orders(arguments: SplitArguments, order: Ints, steps: int, seed: int) -> Ints:
-    """A topological order, int64 (V,), whose best split is at least as good as that of `order`.
+def search_orders(
+    arguments: SplitArguments, order: Ints, steps: int, seed: int
+) -> tuple[Ints, Ints, float]:
+    """A topological order, int64 (V,), at least as good as `order`; its best split, and value.
 
     Local search: the order in which a few operators are due is changed at random, the order is
     made topological by taking the ready operator that is due first, and it stays if its split
@@ -126,8 +130,9 @@ def search_orders(arguments: SplitArguments, order: Ints, steps: int, seed: int)
         arguments: `split_arguments` of the problem.
         steps: Orders to try.
     """
-    draws = np.random.default_rng(seed).random((steps, 10))
-    return _search_orders(np.array(order, np.int64), draws, arguments)
+    draws = np.random.default_rng(seed).random((steps, 11))
+    found, stage, value = _search_orders(np.array(order, np.int64), draws, arguments)
+    return found, stage, float(value)
 
 
 @cache
@@ -138,7 +143,7 @@ def compile_split() -> None:
     )
     problem = StagingProblem(graph, 1, load_device("edgetpu-usb"))
     arguments = split_arguments(problem)
-    split(arguments, search_orders(arguments, graph.topological_order, 0, 0))
+    split(arguments, search_orders(arguments, graph.topological_order, 0, 0)[0])
 
 
 def split_arguments(problem: StagingProblem, within: float | None = None) -> SplitArguments:
@@ -179,7 +184,7 @@ def split_arguments(problem: StagingProblem, within: float | None = None) -> Spl
     balance = np.zeros(n)
     if within is not None:
         weight = problem.edge_weight
-        balance = np.bincount(u, weight, minlength=n) - np.bincount(v, weight, minlength=n)
+        balance += np.bincount(u, weight, minlength=n) - np.bincount(v, weight, minlength=n)
     by_reader = np.argsort(graph.consumers, kind="stable")
     node = np.arange(n + 1)
     opens = fetch * (inner & read)
@@ -187,6 +192,7 @@ def split_arguments(problem: StagingProblem, within: float | None = None) -> Spl
         kind=kind,
         additive=problem.objective == "latency" or within is not None,
         memory=min(np.inf if x is None else float(x) for x in (limit, within)),
+        goal=-np.inf,
         rates=rates,
         work=work,
         cache=cache,
@@ -194,7 +200,7 @@ def split_arguments(problem: StagingProblem, within: float | None = None) -> Spl
         balance=balance,
         least=work.min(axis=0),
         pace=pace,
-        opens=np.bincount(producer[inner], opens[inner], minlength=n),
+        opens=np.bincount(producer[inner], opens[inner], minlength=n).astype(float),
         size=size,
         fetch=fetch,
         write_start=np.searchsorted(producer, node),
@@ -247,6 +253,7 @@ def _split(order, upper, c):  # type: ignore[no-untyped-def]
 
     best = np.empty((n_stages + 1, n + 1))
     came_from = np.zeros((n_stages + 1, n + 1), np.int64)
+    stage, value = np.zeros(n, np.int64), np.inf
     coarse = upper == np.inf and n > 16 * n_stages
     per = 8 * n_stages / passed[0]
     while True:
@@ -254,6 +261,8 @@ def _split(order, upper, c):  # type: ignore[no-untyped-def]
         best[0, 0] = 0.0
         for i in range(n):
             upper = min(upper, best[n_stages, n])
+            if upper <= c.goal:
+                break
             least = np.inf
             for s in range(n_stages):
                 room = upper - best[s, i] if c.additive else (n_stages - s) * upper
@@ -276,33 +285,34 @@ def _split(order, upper, c):  # type: ignore[no-untyped-def]
                             moved_in += c.size[tensor[r]]
                         if home[r] >= i:
                             moved_out -= c.fetch[tensor[r]]
-                    # The floor only grows with p.
-                    floor = work + stream * max(params - cache, 0.0)
-                    if params > c.memory or floor > upper:
-                        break
-                    if c.additive and least + floor + ahead[p + 1] > upper:
+                    # All but what is moved out only grows with p.
+                    floor = work + in_ms * moved_in + stream * max(params - cache, 0.0)
+                    least_all = least + floor + ahead[p + 1] if c.additive else floor
+                    if params > c.memory or least_all > upper:
                         break
                     if coarse and p < n - 1 and int(passed[p] * per) == int(passed[p + 1] * per):
                         continue
-                    cost = floor + in_ms * moved_in + out_ms * moved_out + cut[p]
+                    cost = floor + out_ms * moved_out + cut[p]
+                    if cost > upper:
+                        continue
                     for s in range(min(n_stages, i + 1)):
                         before = best[s, i]
-                        value = before + cost if c.additive else max(before, cost)
-                        if c.kind[s] == k and value < best[s + 1, p + 1] and value <= upper:
-                            best[s + 1, p + 1] = value
+                        total = before + cost if c.additive else max(before, cost)
+                        if c.kind[s] == k and total < best[s + 1, p + 1] and total <= upper:
+                            best[s + 1, p + 1] = total
                             came_from[s + 1, p + 1] = i
-        if not coarse:
-            break
+        if best[n_stages, n] < value:
+            value = best[n_stages, n]
+            end = n
+            for s in range(n_stages, 0, -1):
+                for p in range(came_from[s, end], end):
+                    stage[order[p]] = s - 1
+                end = came_from[s, end]
+        if not coarse or value <= c.goal:
+            return stage, value
+        # Now only something better is looked for.
         coarse = False
-        upper = best[n_stages, n] * (1 + 1e-9)
-
-    stage = np.empty(n, np.int64)
-    end = n
-    for s in range(n_stages, 0, -1):
-        for p in range(came_from[s, end], end):
-            stage[order[p]] = s - 1
-        end = came_from[s, end]
-    return stage, best[n_stages, n]
+        upper = value * (1 - 1e-9)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -316,8 +326,10 @@ def _search_orders(order, draws, c):  # type: ignore[no-untyped-def]
         for e in range(c.next_start[v], c.next_start[v + 1]):
             w = c.next[e]
             level[w] = max(level[w], level[v] + 1)
-    best, trial = np.inf, due
+    best, trial, stage = np.inf, due, order
     for step in range(-3, len(draws)):
+        if best <= c.goal:
+            break
         if step == -2:
             trial = level
         elif step >= 0:
@@ -325,13 +337,18 @@ def _search_orders(order, draws, c):  # type: ignore[no-untyped-def]
             reach = n * 0.5 ** (8 * draws[step, 0])
             for i in range(1, 2 + int(4 * draws[step, 1])):
                 trial[int(n * draws[step, 2 * i])] += reach * (3 * draws[step, 2 * i + 1] - 1.5)
+            # What is due earlier needs its ancestors by then; descendants wait in any case.
+            for p in range(n - 1, -1, -1) if draws[step, 10] < 0.5 else range(0):
+                v = order[p]
+                for e in range(c.next_start[v], c.next_start[v + 1]):
+                    trial[v] = min(trial[v], trial[c.next[e]])
         found = _due_order(trial, step == -1, c)
-        value = _split(found, best, c)[1]
+        found_stage, value = _split(found, best, c)
         if value < best or (value == best and step >= 0):
-            order, best = found, value
+            order, stage, best = found, found_stage, value
             for p in range(n):
                 due[found[p]] = p
-    return order
+    return order, stage, best
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

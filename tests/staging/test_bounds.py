@@ -13,10 +13,10 @@ from coralline.devices.model import MIB, load_device
 from coralline.graph import ComputeGraph, synthetic
 from coralline.staging import OBJECTIVES, StagingProblem, evaluate, lower_bound, make_plan
 from coralline.staging.bounds import (
-    _minimum_cut,
-    _Moves,
+    Moves,
     crossings_bound,
     cut_bound,
+    minimum_cut,
     stage_windows,
     work_bound,
 )
@@ -96,7 +96,7 @@ def test_minimum_cuts_are_those_of_all_closed_sets(problem: StagingProblem) -> N
     graph = problem.graph
     n, inner = graph.n_nodes, graph.tensor_producer >= 0
     cost = np.where(inner, graph.tensor_bytes.astype(float), 0.0)
-    moves = _Moves(graph.tensor_producer, graph.consumer_tensor, graph.consumers)
+    moves = Moves(graph.tensor_producer, graph.consumer_tensor, graph.consumers)
     u, v = graph.edges.T
     sets = [(bits >> np.arange(n)) & 1 == 1 for bits in range(2**n)]
     costs = []
@@ -112,7 +112,7 @@ def test_minimum_cuts_are_those_of_all_closed_sets(problem: StagingProblem) -> N
         if (inside & outside).any():
             continue
         best = min(c for member, c in zip(sets, costs, strict=True) if member[a] and not member[b])
-        assert _minimum_cut(graph, moves, cost, inside, outside) == pytest.approx(best, rel=1e-6)
+        assert minimum_cut(graph, moves, cost, inside, outside) == pytest.approx(best, rel=1e-6)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def brute_force(problem: StagingProblem) -> tuple[float, int]:
 @given(problems_with_options(max_nodes=6))
 def test_exact_planners_find_and_prove_the_optimum(problem: StagingProblem) -> None:
     best, crossings = brute_force(problem)
-    for planner in SOLVERS:
+    for planner in ("exact", *SOLVERS):
         try:
             plan = make_plan(problem, planner, Effort(workers=1))
         except PlanError as error:
@@ -75,7 +75,7 @@ def check_published(folder: Path, planner: str) -> int:
         plan = make_plan(problem, planner)
         found = (name, n_stages, together, f"{plan.value / 2**20:.4f}", plan.proven_optimal)
         assert found == (name, n_stages, together, optimum, True)
-        if crossings is not None and planner != "exact":
+        if crossings is not None:
             assert plan.crossings_lower_bound == crossings
             assert plan.crossings_proven
         count += 1
@@ -109,9 +109,10 @@ def test_a_plan_comes_back_in_time_whatever_the_limit(planner: str, limit_s: flo
     graph = synthetic.generate("respect", 1, 400, seed=1)[0]
     problem = StagingProblem(graph, 6, load_device("edgetpu-usb"), "latency")
     make_plan(problem, "topo-dp")  # compiles the split before the clock starts
-    start = perf_counter()
-    plan = make_plan(problem, planner, Effort(time_limit_s=limit_s))
-    assert perf_counter() - start < limit_s + 5
+    # On a busy machine wall time says little.
+    start = process_time()
+    plan = make_plan(problem, planner, Effort(time_limit_s=limit_s, workers=1))
+    assert process_time() - start < limit_s + 5
     assert 0 < plan.lower_bound <= plan.value <= make_plan(problem, "topo-dp").value
 
 

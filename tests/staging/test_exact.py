@@ -96,11 +96,25 @@ def test_all_published_optima(planner: str) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_planners_agree_on_larger_graphs(objective: str) -> None:
     device = replace(load_device("edgetpu-usb"), parameter_cache_bytes=2**20)
+    tight = ((2**14, 2**20), (2**18, 2**17))
+    other = replace(load_device("edgetpu-pcie"), cache_by_activation=tight)
     for graph in synthetic.generate("respect", 3, 20, seed=7):
-        problem = StagingProblem(graph, 3, device, objective)
-        plans = [make_plan(problem, planner, Effort(time_limit_s=30)) for planner in EXACT + COLD]
-        assert all(plan.proven_optimal for plan in plans)
-        assert [p.value for p in plans] == pytest.approx([plans[0].value] * len(plans), rel=1e-6)
+        plain = StagingProblem(graph, 3, device, objective)  # type: ignore[arg-type]
+        mixed = replace(
+            plain,
+            device=(other, replace(device, cache_by_activation=tight), other),
+            host_operators=(3, 11),
+            memory_limit_bytes=int(graph.param_bytes.sum()) // 2,
+            activation_cache=True,
+        )
+        for problem in (plain, mixed):
+            plans = [make_plan(problem, planner, Effort(time_limit_s=30)) for planner in EXACT]
+            plans += [make_plan(problem, planner, Effort(time_limit_s=30)) for planner in COLD]
+            assert all(plan.proven_optimal for plan in plans)
+            values = [plan.value for plan in plans]
+            assert values == pytest.approx([values[0]] * len(plans), rel=1e-6)
+            assert len({plan.crossings_lower_bound for plan in plans}) == 1
+            assert all(plan.crossings_proven for plan in plans) or objective != "peak-memory"
 
 
 @pytest.mark.parametrize("planner", EXACT)

@@ -32,6 +32,7 @@ the first one found: what a border costs are the edges across it, and their sum 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from time import perf_counter
@@ -133,7 +134,7 @@ class Space(NamedTuple):
     Attributes:
         keys: uint64 (S, W): the down-sets held, as bits.
         came_from: int64 (S,): the down-set one stage before.
-        cost: float64 (S,): of all stages up to it.
+        cost: float64 (S,): of all stages up to it, or of the largest.
         slots: int64 (4 S,): hash table of the down-sets after the present stage.
         key: uint64 (2, W): the present down-set, and the last border of the plan found.
         state: int8 (V + 1,): UNDECIDED, LEFT behind, BEFORE this stage or TAKEN.
@@ -283,7 +284,7 @@ class Search:
 
     def offer(self, order: Ints) -> bool:
         """Split a topological order, int64 (V,); whether that is better than the best plan."""
-        stage, value = split(self._arguments, order)
+        stage, value = split(self._arguments, order, self.value * (1 + _ROUNDING))
         if value == np.inf:
             return False
         evaluation = evaluate(self._problem, stage)
@@ -371,20 +372,17 @@ class Search:
 
     def _windows(self, target: float) -> tuple[Ints, Ints]:
         """The first and the last stage, int64 (V,) each, of every operator below the target."""
-        n, n_stages = self._problem.graph.n_nodes, self._problem.n_stages
-        # The ancestors take longer to list than an easy problem to solve.
-        if self._steps == _FIRST_STEPS or n > _MAX_CLOSURES:
-            return np.zeros(n, np.int64), np.full(n, n_stages - 1)
-        if self._needs is None:
+        c, order, n_stages = self._arguments, self.order, self._problem.n_stages
+        # All ancestors take longer to list than an easy problem to solve.
+        hard = self._steps > _FIRST_STEPS and len(order) <= _MAX_CLOSURES
+        if hard and self._needs is None:
             graph = self._problem.graph
-            order = graph.topological_order
-            forward, backward = slice(None), slice(None, None, -1)
             self._needs = (
-                _least_targets(self._arguments, order, graph.predecessors, forward),
-                _least_targets(self._arguments, order[::-1], graph.successors, backward),
+                _least_targets(c, slice(None), _closed(order, graph.predecessors)),
+                _least_targets(c, slice(None, None, -1), _closed(order[::-1], graph.successors)),
             )
         ends = []
-        for need in self._needs:
+        for need in self._needs or _chain_targets(c, order):
             fits = need <= target * (1 + _ROUNDING)
             ends.append(np.where(fits.any(axis=1), fits.argmax(axis=1), n_stages))
         return ends[0], n_stages - 1 - ends[1]
@@ -443,31 +441,18 @@ def _interruptible(function, arguments, stop, deadline):  # type: ignore[no-unty
         return future.result()
 
 
-def _least_targets(
-    c: SplitArguments,
-    order: Ints,
-    neighbours: tuple[tuple[int, ...], ...],
-    direction: slice,
-) -> Floats:
+Sums = Callable[[Floats], Floats]
+
+
+def _least_targets(c: SplitArguments, direction: slice, sums: Sums) -> Floats:
     """float64 (V, K): the least target at which j + 1 stages have room for what v comes with.
 
     Args:
-        order: int64 (V,): neighbours before each operator.
-        neighbours: Of each operator those that come with it.
         direction: Of the stages.
+        sums: From amounts of operators, (V, X), to those of all that each comes with.
     """
-    n, kind = len(order), c.kind[direction]
-    closed = np.zeros((n, -(-n // 8)), np.uint8)
-    for v in order.tolist():
-        for u in neighbours[v]:
-            closed[v] |= closed[u]
-        closed[v, v >> 3] |= 128 >> (v & 7)
-    least = np.minimum.accumulate(c.work[kind], axis=0)
-    cost = np.concatenate([least, c.params[None]]).T
-    held = np.empty((n, cost.shape[1]))
-    for i in range(0, n, 256):
-        block = np.unpackbits(closed[i : i + 256], axis=1, count=n)
-        held[i : i + 256] = block.astype(float) @ cost
+    kind = c.kind[direction]
+    held = sums(np.concatenate([np.minimum.accumulate(c.work[kind], axis=0), c.params[None]]).T)
     stages = np.arange(1, len(kind) + 1)
     params = held[:, -1:]
     rates = c.rates[kind]
@@ -478,6 +463,69 @@ def _least_targets(
         need[:] = -np.inf
     need[params > stages * c.memory] = np.inf
     return need
+
+
+def _closed(order: Ints, neighbours: tuple[tuple[int, ...], ...]) -> Sums:
+    """Sums over each operator and all that is reached from it.
+
+    Args:
+        order: int64 (V,): neighbours before each operator.
+    """
+    n = len(order)
+    closed = np.zeros((n, -(-n // 8)), np.uint8)
+    for v in order.tolist():
+        for u in neighbours[v]:
+            closed[v] |= closed[u]
+        closed[v, v >> 3] |= 128 >> (v & 7)
+
+    def sums(amounts: Floats) -> Floats:
+        held = np.empty(amounts.shape)
+        for i in range(0, n, 256):
+            block = np.unpackbits(closed[i : i + 256], axis=1, count=n)
+            held[i : i + 256] = block.astype(float) @ amounts
+        return held
+
+    return sums
+
+
+def _chain_targets(c: SplitArguments, order: Ints) -> tuple[Floats, Floats]:
+    """As `_least_targets`, at no cost, with the ancestors and descendants that the order shows.
+
+    Where no edge passes over an operator, and none before it is a sink and none after it a
+    source, all before it are its ancestors and all after it its descendants. They are also
+    those of what comes after and before.
+    """
+    n = len(order)
+    position = np.empty(n, np.int64)
+    position[order] = np.arange(n)
+    is_source, is_sink = c.waits[order] == 0, np.diff(c.next_start)[order] == 0
+    last_of = np.zeros(n, np.int64)
+    if len(c.next):
+        heads = np.flatnonzero(np.diff(c.next_start))
+        last_of[heads] = np.maximum.reduceat(position[c.next], c.next_start[heads])
+    far = np.maximum.accumulate(np.maximum(last_of[order], np.arange(n)))
+    over = np.concatenate([[0], far[:-1]]) > np.arange(n)
+    sinks_before = np.concatenate([[0], np.cumsum(is_sink)[:-1]]) > 0
+    sources_after = np.concatenate([np.cumsum(is_source[::-1])[::-1][1:], [0]]) > 0
+    alone = ~(over | sinks_before | sources_after)
+    node = np.arange(n)
+    before = np.maximum.accumulate(np.where(alone, node, -1))
+    after = np.minimum.accumulate(np.where(alone, node, n)[::-1])[::-1]
+
+    def up(amounts: Floats) -> Floats:
+        total = np.concatenate([np.zeros((1, amounts.shape[1])), np.cumsum(amounts[order], axis=0)])
+        held = np.empty(amounts.shape)
+        held[order] = total[before + 1] + np.where((before == node)[:, None], 0, amounts[order])
+        return held
+
+    def down(amounts: Floats) -> Floats:
+        tail = np.cumsum(amounts[order][::-1], axis=0)[::-1]
+        total = np.concatenate([tail, np.zeros((1, amounts.shape[1]))])
+        held = np.empty(amounts.shape)
+        held[order] = total[after] + np.where((after == node)[:, None], 0, amounts[order])
+        return held
+
+    return _least_targets(c, slice(None), up), _least_targets(c, slice(None, None, -1), down)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -571,7 +619,10 @@ def _can_move(c, space, s, x, sums, target):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _search(c, space, target, relaxed, least, max_steps):  # type: ignore[no-untyped-def]
-    """Decide whether a plan has a value below `target`; if costs add up, find the best such plan.
+    """Decide whether a plan has a value below `target`, and look for the best such plan.
+
+    If costs add up it is the best; else better ones may be missed by moving operators forward
+    up to a target that is not the last.
 
     Args:
         c: Costs.
@@ -637,7 +688,7 @@ def _search(c, space, target, relaxed, least, max_steps):  # type: ignore[no-unt
                 if c.additive:
                     keep = keep and so_far + both < target
                 else:
-                    keep = keep and cost < target
+                    keep = keep and max(so_far, cost) < target
                     keep = keep and rest < later * target and both < (later + 1) * target
                 if keep:
                     # The first operator that is not decided has no predecessor that is not.
@@ -659,9 +710,7 @@ def _search(c, space, target, relaxed, least, max_steps):  # type: ignore[no-unt
                         # What is left is the last stage, and its cost exact.
                         found = base
                         space.key[1] = space.key[0]
-                        if not c.additive:
-                            return FOUND, found
-                        target = so_far + both
+                        target = so_far + both if c.additive else max(so_far, cost, rest)
                         keep = False
                     for d in range(depth):
                         if keep and relaxed and stack[d, 1] == 0:
@@ -688,8 +737,9 @@ def _search(c, space, target, relaxed, least, max_steps):  # type: ignore[no-unt
                             n_states += 1
                             keys[i] = space.key[0]
                             space.cost[i] = np.inf
-                        if so_far + cost < space.cost[i]:
-                            space.cost[i] = so_far + cost
+                        value = so_far + cost if c.additive else max(so_far, cost)
+                        if value < space.cost[i]:
+                            space.cost[i] = value
                             space.came_from[i] = base
                 # Undo decisions up to the last that took an operator, and leave that behind.
                 while depth > 0:

@@ -104,13 +104,14 @@ def split_value(arguments: SplitArguments, order: Ints) -> float:
     return split(arguments, order)[1]
 
 
-def split(arguments: SplitArguments, order: Ints) -> tuple[Ints, float]:
+def split(arguments: SplitArguments, order: Ints, upper: float = np.inf) -> tuple[Ints, float]:
     """The optimal stages, int64 (V,), of those that cut `order` into K runs, and their value.
 
-    The value is infinity, and the stages mean nothing, where none keeps to the memory limit.
+    The value is infinity, and the stages mean nothing, where none keeps to the memory limit or
+    none has a value of `upper` or less.
     """
     # A copy, since the kernel is compiled apart for arrays that are read-only.
-    stage, value = _split(np.array(order, np.int64), np.inf, arguments)
+    stage, value = _split(np.array(order, np.int64), upper, arguments)
     return stage, float(value)
 
 
@@ -252,11 +253,13 @@ def _split(order, upper, c):  # type: ignore[no-untyped-def]
         best[:] = np.inf
         best[0, 0] = 0.0
         for i in range(n):
+            upper = min(upper, best[n_stages, n])
             least = np.inf
             for s in range(n_stages):
-                least = min(least, best[s, i])
-            upper = min(upper, best[n_stages, n])
-            if least == np.inf or least > upper:
+                room = upper - best[s, i] if c.additive else (n_stages - s) * upper
+                if best[s, i] <= upper and ahead[i] <= room:
+                    least = min(least, best[s, i])
+            if least == np.inf:
                 continue
             for k in range(len(c.rates)):
                 in_ms, out_ms, stream = c.rates[k, 1], c.rates[k, 2], c.rates[k, 3]

@@ -179,7 +179,7 @@ def split_arguments(problem: StagingProblem, within: float | None = None) -> Spl
     balance = np.zeros(n)
     if within is not None:
         weight = problem.edge_weight
-        balance = np.bincount(u, weight, minlength=n) - np.bincount(v, weight, minlength=n)
+        balance += np.bincount(u, weight, minlength=n) - np.bincount(v, weight, minlength=n)
     by_reader = np.argsort(graph.consumers, kind="stable")
     node = np.arange(n + 1)
     opens = fetch * (inner & read)
@@ -194,7 +194,7 @@ def split_arguments(problem: StagingProblem, within: float | None = None) -> Spl
         balance=balance,
         least=work.min(axis=0),
         pace=pace,
-        opens=np.bincount(producer[inner], opens[inner], minlength=n),
+        opens=np.bincount(producer[inner], opens[inner], minlength=n).astype(float),
         size=size,
         fetch=fetch,
         write_start=np.searchsorted(producer, node),

@@ -142,7 +142,7 @@ def auto(problem: StagingProblem, effort: Effort) -> Proposal:
     return conclude(problem, search, deadline)
 
 
-@register("exact-cpsat", version="1", load=_load_cpsat)
+@register("exact-cpsat", version="2", load=_load_cpsat)
 def exact_cpsat(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by OR-Tools CP-SAT, or the best plan and bound when time is up."""
     return _solve(problem, effort, _CpSat(), warm=True)
@@ -158,7 +158,7 @@ def exact_cpsat_cold(problem: StagingProblem, effort: Effort) -> Proposal:
     return _solve(problem, effort, _CpSat(), warm=False)
 
 
-@register("exact-milp", version="1", load=_load_highs)
+@register("exact-milp", version="2", load=_load_highs)
 def exact_milp(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by HiGHS on the integer linear programme, or the best plan and bound.
 

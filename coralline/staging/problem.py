@@ -590,11 +590,10 @@ def make_plan(problem: StagingProblem, planner: str, effort: Effort | None = Non
     if not plan.proven_optimal:
         plan = plan.with_bound(cut_bound(solved))
     if problem.objective == "peak-memory" and plan.proven_optimal:
-        crossings = crossings_bound(solved, plan.value)
-        if proposal.crossings_bound is not None:
-            crossings = max(crossings, proposal.crossings_bound)
-        found = evaluation.hop_weighted_crossings
-        plan = replace(plan, crossings_lower_bound=min(crossings, found))
+        found, fewest = evaluation.hop_weighted_crossings, proposal.crossings_bound or 0
+        if fewest < found:
+            fewest = max(fewest, crossings_bound(solved, plan.value))
+        plan = replace(plan, crossings_lower_bound=min(fewest, found))
     return plan
 
 

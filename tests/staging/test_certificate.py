@@ -333,3 +333,29 @@ def test_the_verb(
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert f"{file}: the plan is wrong: value is 1.0, should be" in captured.err
+
+
+def test_the_verb_finds_the_devices_of_a_chain_and_the_host(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    graph = synthetic.generate("branch", 1, 14, seed=4)[0]
+    model, file = tmp_path / "graph.json", tmp_path / "plan.json"
+    write_json(graph, model)
+    problem = StagingProblem(
+        graph,
+        2,
+        (load_device("edgetpu-usb"), load_device("edgetpu-pcie")),
+        "peak-memory",
+        host_operators=(1, 4),
+        memory_limit_bytes=int(graph.param_bytes.sum()),
+    )
+    plan = make_plan(problem, "exact-cpsat")
+    file.write_text(json.dumps(plan.to_json()))
+    assert run(monkeypatch, "verify", str(file), "--model", str(model), "--prove", "20") == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"crossings +{plan.crossings_lower_bound}, none at this value has", out)
+    verify = ("verify", str(file), "--model", str(model))
+    assert run(monkeypatch, *verify, "--device", "edgetpu-pcie,edgetpu-usb") == 2
+    assert "device is 'edgetpu-usb,edgetpu-pcie', should be" in capsys.readouterr().err
+    assert run(monkeypatch, *verify, "--host-device", "edgetpu-usb") == 2
+    assert "host is 'host-cpu', should be 'edgetpu-usb'" in capsys.readouterr().err

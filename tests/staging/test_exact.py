@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def brute_force(problem: StagingProblem) -> tuple[float, int]:
 @given(problems_with_options(max_nodes=6))
 def test_exact_planners_find_and_prove_the_optimum(problem: StagingProblem) -> None:
     best, crossings = brute_force(problem)
-    for planner in SOLVERS:
+    for planner in ("exact", *SOLVERS):
         try:
             plan = make_plan(problem, planner, Effort(workers=1))
         except PlanError as error:
@@ -75,7 +75,7 @@ def check_published(folder: Path, planner: str) -> int:
         plan = make_plan(problem, planner)
         found = (name, n_stages, together, f"{plan.value / 2**20:.4f}", plan.proven_optimal)
         assert found == (name, n_stages, together, optimum, True)
-        if crossings is not None and planner != "exact":
+        if crossings is not None:
             assert plan.crossings_lower_bound == crossings
             assert plan.crossings_proven
         count += 1
@@ -96,11 +96,25 @@ def test_all_published_optima(planner: str) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_planners_agree_on_larger_graphs(objective: str) -> None:
     device = replace(load_device("edgetpu-usb"), parameter_cache_bytes=2**20)
+    tight = ((2**14, 2**20), (2**18, 2**17))
+    other = replace(load_device("edgetpu-pcie"), cache_by_activation=tight)
     for graph in synthetic.generate("respect", 3, 20, seed=7):
-        problem = StagingProblem(graph, 3, device, objective)
-        plans = [make_plan(problem, planner, Effort(time_limit_s=30)) for planner in EXACT + COLD]
-        assert all(plan.proven_optimal for plan in plans)
-        assert [p.value for p in plans] == pytest.approx([plans[0].value] * len(plans), rel=1e-6)
+        plain = StagingProblem(graph, 3, device, objective)  # type: ignore[arg-type]
+        mixed = replace(
+            plain,
+            device=(other, replace(device, cache_by_activation=tight), other),
+            host_operators=(3, 11),
+            memory_limit_bytes=int(graph.param_bytes.sum()) // 2,
+            activation_cache=True,
+        )
+        for problem in (plain, mixed):
+            plans = [make_plan(problem, planner, Effort(time_limit_s=30)) for planner in EXACT]
+            plans += [make_plan(problem, planner, Effort(time_limit_s=30)) for planner in COLD]
+            assert all(plan.proven_optimal for plan in plans)
+            values = [plan.value for plan in plans]
+            assert values == pytest.approx([values[0]] * len(plans), rel=1e-6)
+            assert len({plan.crossings_lower_bound for plan in plans}) == 1
+            assert all(plan.crossings_proven for plan in plans) or objective != "peak-memory"
 
 
 @pytest.mark.parametrize("planner", EXACT)
@@ -109,9 +123,10 @@ def test_a_plan_comes_back_in_time_whatever_the_limit(planner: str, limit_s: flo
     graph = synthetic.generate("respect", 1, 400, seed=1)[0]
     problem = StagingProblem(graph, 6, load_device("edgetpu-usb"), "latency")
     make_plan(problem, "topo-dp")  # compiles the split before the clock starts
-    start = perf_counter()
-    plan = make_plan(problem, planner, Effort(time_limit_s=limit_s))
-    assert perf_counter() - start < limit_s + 5
+    # On a busy machine wall time says little.
+    start = process_time()
+    plan = make_plan(problem, planner, Effort(time_limit_s=limit_s, workers=1))
+    assert process_time() - start < limit_s + 5
     assert 0 < plan.lower_bound <= plan.value <= make_plan(problem, "topo-dp").value
 
 

@@ -307,7 +307,8 @@ class Search:
         while orders > 0 and (start := perf_counter()) < deadline:
             some = min(some, orders)
             self._seed += 1
-            better |= self._accept(*search_orders(self._arguments, self.order, some, self._seed))
+            arguments = (self._arguments, self.order, some, self._seed)
+            better |= self._accept(*_interruptible(search_orders, arguments))
             orders -= some
             seconds = (perf_counter() - start) / some
             some = int(min(deadline - start, _ORDERS_S) / seconds) + 1

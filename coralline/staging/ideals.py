@@ -47,6 +47,8 @@ from coralline.staging.bounds import (
     MAX_NODES,
     Moves,
     Room,
+    crossings_bound,
+    cut_bound,
     least_values,
     minimum_cut,
     windows,
@@ -276,7 +278,8 @@ class Search:
         self.stage: Ints | None = None
         self.value = np.inf
         self.bound = 0.0 if self._counting else work_bound(problem)
-        self._arguments = self._arguments._replace(goal=self.bound * (1 + _MARGIN))
+        goal = self.bound * (1.0 if self._whole else 1 + _MARGIN)
+        self._arguments = self._arguments._replace(goal=goal)
         if order is None:
             self._accept(*search_orders(self._arguments, self.order, 0, seed))
         else:
@@ -332,7 +335,7 @@ class Search:
                 if target == np.inf:
                     raise no_plan(self._problem)
                 self.bound = max(self.bound, target * (1.0 if self._whole else 1 - _ROUNDING))
-                self._share = 1.0
+                self._share = min(2 * self._share, 1.0)
             elif stage is not None and self.offer(order_of(self._problem, stage)):
                 self._share = 1.0
             elif outcome == FOUND:
@@ -346,14 +349,23 @@ class Search:
                 self._share = 1.0 if self._improve(orders, deadline) else self._share / 2
                 if self._share < 0.1:
                     self._share = 1.0
-                    self._steps *= 4
+                    self._work_harder()
+
+    def _work_harder(self) -> None:
+        """Take more steps; and once what takes longer than most problems."""
+        problem = self._problem
+        self._steps *= 4
+        if self._least is None and problem.graph.n_nodes <= MAX_NODES:
+            self._least = least_values(problem)
+            bound = crossings_bound(problem, self._peak) if self._counting else cut_bound(problem)
+            self.bound = max(self.bound, bound)
 
     def _decide(self, target: float, deadline: float) -> tuple[int, Ints | None]:
         """Search for a plan below the target: the outcome, and the plan if there is one."""
         problem, graph = self._problem, self._problem.graph
         first, last = self._windows(target)
         costs = costs_of(problem, self._arguments, self.order, first, last)
-        if self._hard:
+        if self._least is not None:
             costs.table[:, LATER] += later_cuts(problem, self._counting, first, last)
         n, n_tensors = graph.n_nodes, len(costs.size)
         if self._space is None:
@@ -386,16 +398,9 @@ class Search:
     def _windows(self, target: float) -> tuple[Ints, Ints]:
         """The first and the last stage, int64 (V,) each, of every operator below the target."""
         problem = self._problem
-        if not self._hard:
-            return chain_windows(self._arguments, self.order, target)
         if self._least is None:
-            self._least = least_values(problem)
+            return chain_windows(self._arguments, self.order, target)
         return windows(problem, self._least, self._peak if self._counting else target)
-
-    @property
-    def _hard(self) -> bool:
-        """Whether what takes longer than most problems pays: closures and minimum cuts."""
-        return self._steps > _FIRST_STEPS and self._problem.graph.n_nodes <= MAX_NODES
 
 
 def conclude(problem: StagingProblem, search: Search, deadline: float) -> Proposal:

@@ -12,7 +12,11 @@ export PYTHONPATH :=
 export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 
-.PHONY: help demo test bench bench-staging lint env dev requirements clean
+ENGINE ?= docker
+REGISTRY ?=
+VERSION := 0.1.0
+
+.PHONY: help demo test bench bench-staging lint env dev images requirements clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -39,11 +43,23 @@ env: $(VENV)/.runtime  ## Make the environment for running
 
 dev: $(VENV)/.dev  ## Make the environment for testing
 
+images:  ## Build the container images and run each of their entry points
+	@command -v $(ENGINE) >/dev/null || { echo "$(ENGINE) is missing: install Docker, or say make images ENGINE=podman"; exit 1; }
+	@$(ENGINE) info >/dev/null 2>&1 || { echo "$(ENGINE) is here, but no engine answers it: start the Docker daemon"; exit 1; }
+	for kind in project runner; do \
+	  image=$(REGISTRY)coralline-$${kind/project/python}:$(VERSION); \
+	  $(ENGINE) build --file k8s/images/Dockerfile --target $$kind --tag $$image .; \
+	  k8s/images/smoke $(ENGINE) $$image $$kind; \
+	done
+
 requirements:  ## Pin pyproject.toml into requirements.txt and requirements-dev.txt
 	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-emit-index-url -o requirements.txt
 	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-emit-index-url -c requirements.txt -o requirements-dev.txt
+	$(UV) pip compile pyproject.toml --extra lab --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-emit-index-url -c requirements.txt \
+	  -o k8s/images/requirements-runner.txt
 
 clean:  ## Remove the environment and everything the runs wrote
 	rm -rf $(VENV) .tools build dist .coralline

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from coralline.errors import DeviceError
 from coralline.files import make_folder, write_text
-from coralline.home import home_folder
+
+DEADLINE_S = 86400.0
+"""Jobs of a pipeline that was killed are given up after it."""
 
 
 def dispatch(
@@ -31,19 +34,25 @@ def dispatch(
         UserError: No such board.
         DeviceError: A job failed; what the others measured is kept in the lab.
     """
-    from hardware_lab.inventory import load_inventory
+    from hardware_lab.inventory import Demand, load_inventory
     from hardware_lab.runner import run_jobs
-    from hardware_lab.store import Store
+    from hardware_lab.store import Store, default_lab
 
     available = load_inventory(Path(inventory) if inventory else None)
     for board in boards:
         available.board(board).check()
     make_folder(out)
-    store = Store(home_folder() / "lab")
+    store = Store(default_lab())
+    group = f"dispatch-{uuid4().hex[:8]}"
     jobs = {
-        store.submit(split, board, repetitions=repetitions, warmup=max(2, repetitions // 10)).id: (
-            f"{split.name}-{board}"
-        )
+        store.submit(
+            split,
+            Demand(board),
+            repetitions=repetitions,
+            warmup=max(2, repetitions // 10),
+            deadline_s=DEADLINE_S,
+            group=group,
+        ).id: f"{split.name}-{board}"
         for board in boards
         for split in splits
     }
@@ -54,7 +63,10 @@ def dispatch(
             ended.add(job_id)
             on_progress("measuring", len(ended), len(jobs))
 
-    run_jobs(store, available, list(jobs), lambda job, done, total: advance(job.id, done, total))
+    try:
+        run_jobs(store, available, group, lambda job, done, total: advance(job.id, done, total))
+    finally:
+        store.cancel(group=group, reason="interrupted")
     failed = []
     for job_id, name in jobs.items():
         if store.job(job_id).state != "done":

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from coralline.cli import output
-from coralline.home import home_folder
+from hardware_lab.show import print_result, print_table, write_result
 
 if TYPE_CHECKING:
-    from coralline.runtime.measurement import Measurement
     from hardware_lab.inventory import Inventory
     from hardware_lab.store import Job, Store
 
-LAB = home_folder() / "lab"
-REPETITIONS = 200
+REPETITIONS = 1024
+SECONDS = 60.0
+"""A mode ends with the first of the two; both are numbers of MLPerf Mobile's rules
+(github.com/mlcommons/mobile_open, rules/mobile_inference_rules.adoc)."""
 WARMUP = 10
 
 lab = typer.Typer(
@@ -36,8 +37,17 @@ def add_bench(app: typer.Typer) -> None:
     app.command("bench", epilog="Example: coralline bench segments --board host")(bench)
 
 
-def _folder() -> Any:
-    return typer.Option(LAB, "--lab", help="Folder that keeps the jobs and measurements.")
+def _where() -> Any:
+    return typer.Option(
+        None,
+        "--lab",
+        envvar="CORALLINE_LAB",
+        help="Folder that keeps the jobs and measurements, or postgresql://user@host/database.",
+    )
+
+
+def _group() -> Any:
+    return typer.Option(None, "--group", help="Only the jobs of this group.")
 
 
 def _inventory() -> Any:
@@ -50,8 +60,50 @@ def _json() -> Any:
 
 def _repetitions() -> Any:
     return typer.Option(
-        REPETITIONS, "--repetitions", "-n", help="Samples, one in flight and again full."
+        None,
+        "--repetitions",
+        "-n",
+        help=f"Samples, one in flight and again full; else {REPETITIONS}, or what {SECONDS:.0f} s "
+        "give.",
     )
+
+
+def _at_most() -> Any:
+    return typer.Option(None, "--seconds", help="Take no more samples after so long.")
+
+
+def _percentile() -> Any:
+    return typer.Option(
+        None, "--percentile", help="Take enough samples to bound this one with 99 % confidence."
+    )
+
+
+def _against() -> Any:
+    return typer.Option(
+        None, "--against", help="Compare with this folder or .tflite, in turns on the same board."
+    )
+
+
+def _allow_fallback() -> Any:
+    return typer.Option(
+        False, "--allow-fallback", help="Accept that another processor runs than asked for."
+    )
+
+
+def _samples(
+    repetitions: int | None, seconds: float | None, percentile: float | None
+) -> dict[str, Any]:
+    """How many samples the options ask for, and for how long at most."""
+    from coralline.errors import UserError
+    from coralline.runtime.statistics import fewest_samples
+
+    if percentile is not None:
+        if not 0 < percentile < 100:
+            raise UserError(f"percentile {percentile:g} must be above 0 and below 100")
+        repetitions = max(repetitions or 0, fewest_samples(percentile))
+    elif repetitions is None:
+        return {"repetitions": REPETITIONS, "seconds": seconds or SECONDS}
+    return {"repetitions": repetitions, "seconds": seconds}
 
 
 def _warmup() -> Any:
@@ -65,22 +117,30 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
 
     from hardware_lab.inventory import load_inventory
 
+    found = load_inventory(inventory)
     rows = [
-        {"kind": board.kind, "resource": board.resource, **asdict(board)}  # type: ignore[call-overload]
-        for board in load_inventory(inventory).boards.values()
+        {
+            "kind": board.kind,
+            "resource": board.resource,
+            "tags": dict(found.tags[name]),
+            **asdict(board),  # type: ignore[call-overload]
+        }
+        for name, board in found.boards.items()
     ]
     if json:
         output.print_json({"boards": rows})
         return
+    hidden = ("name", "kind", "tags", "resource")
     shown = [
         [
             row["name"],
             row["kind"],
-            ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("name", "kind", "resource")),
+            ", ".join(f"{tag} {count}" for tag, count in row["tags"].items()),
+            ", ".join(f"{k} {v}" for k, v in row.items() if k not in hidden),
         ]
         for row in rows
     ]
-    _print_table(["board", "kind", "options"], shown)
+    print_table(["board", "kind", "tags", "options"], shown)
 
 
 @lab.command("health", epilog="Example: coralline lab health")
@@ -98,7 +158,7 @@ def health(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
     if json:
         output.print_json({"boards": rows})
     else:
-        _print_table(
+        print_table(
             ["board", "health", "says"],
             [
                 [str(row["board"]), "good" if row["good"] else "bad", str(row["says"])]
@@ -112,55 +172,143 @@ def health(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
 @lab.command("submit", epilog="Example: coralline lab submit segments --board host")
 def submit(
     path: Path = typer.Argument(..., help="A folder that `coralline split` wrote, or a .tflite."),
-    board: str = typer.Option(..., "--board", "-b", help="Name in the inventory."),
-    repetitions: int = _repetitions(),
+    board: str | None = typer.Option(None, "--board", "-b", help="Name in the inventory."),
+    need: list[str] = typer.Option(
+        [], "--need", help="Any board with this tag: usb3, or edgetpu=4; may be repeated."
+    ),
+    priority: int = typer.Option(0, "--priority", help="From -10 to 10; a step is worth an hour."),
+    deadline: str | None = typer.Option(
+        None, "--deadline", help="Give the job up unless it begins within 90s, 30m, 8h or 2d."
+    ),
+    group: str | None = typer.Option(None, "--group", help="Name to run or cancel jobs by."),
+    repetitions: int | None = _repetitions(),
+    seconds: float | None = _at_most(),
+    percentile: float | None = _percentile(),
     warmup: int = _warmup(),
+    against: Path | None = _against(),
+    allow_fallback: bool = _allow_fallback(),
     inventory: Path | None = _inventory(),
-    folder: Path = _folder(),
+    where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """Queue a measurement; `coralline lab run` makes it."""
-    from hardware_lab.inventory import load_inventory
-    from hardware_lab.store import Store
+    from coralline.errors import UserError
+    from hardware_lab.inventory import Demand, load_inventory, parse_needs
+    from hardware_lab.store import Store, default_lab
 
-    load_inventory(inventory).board(board)
-    job = Store(folder).submit(path, board, repetitions=repetitions, warmup=warmup)
+    if board is None and not need:
+        raise UserError("no board is asked for; give --board or --need")
+    demand = Demand(board, parse_needs(need))
+    load_inventory(inventory).check(demand)
+    job = Store(where or default_lab()).submit(
+        path,
+        demand,
+        **_samples(repetitions, seconds, percentile),
+        warmup=warmup,
+        against=against,
+        allow_fallback=allow_fallback,
+        priority=priority,
+        deadline_s=_seconds(deadline),
+        group=group,
+    )
     if json:
         output.print_json(job.to_json())
     else:
-        print(f"job {job.id} is queued for {job.board}")
+        print(f"job {job.id} is queued for {job.demand}")
 
 
-@lab.command("run", epilog="Example: coralline lab run")
-def run(
-    inventory: Path | None = _inventory(), folder: Path = _folder(), json: bool = _json()
+@lab.command("cancel", epilog="Example: coralline lab cancel --group nightly")
+def cancel(
+    jobs: list[str] = typer.Argument(None, metavar="JOB...", help="Ids of jobs."),
+    group: str | None = typer.Option(None, "--group", help="All jobs of this group."),
+    where: str | None = _where(),
+    json: bool = _json(),
 ) -> None:
-    """Run the queued jobs, and those whose runner was lost; exit code 1 when one fails."""
-    from hardware_lab.inventory import load_inventory
-    from hardware_lab.store import Store
+    """End jobs that are queued or running; boards that work on them are left in seconds."""
+    from coralline.errors import UserError
+    from hardware_lab.store import Store, default_lab
 
-    ended = _run(Store(folder), load_inventory(inventory), None, quiet=json)
+    if not jobs and group is None:
+        raise UserError("nothing to cancel; give ids of jobs, or --group")
+    store = Store(where or default_lab())
+    for job_id in jobs or ():
+        store.job(job_id)
+    ended = store.cancel(jobs or (), group)
     if json:
         output.print_json({"jobs": [job.to_json() for job in ended]})
     else:
         _print_jobs(ended)
-    if any(job.state == "failed" for job in ended):
+
+
+@lab.command("run", epilog="Example: coralline lab run")
+def run(
+    group: str | None = _group(),
+    inventory: Path | None = _inventory(),
+    where: str | None = _where(),
+    json: bool = _json(),
+) -> None:
+    """Run the queued jobs, and those whose runner was lost; exit code 1 unless all are done."""
+    from hardware_lab.inventory import load_inventory
+    from hardware_lab.store import Store, default_lab
+
+    ended = _run(Store(where or default_lab()), load_inventory(inventory), group, quiet=json)
+    if json:
+        output.print_json({"jobs": [job.to_json() for job in ended]})
+    else:
+        _print_jobs(ended)
+    if any(job.state in ("failed", "invalid") for job in ended):
         raise typer.Exit(1)
+
+
+@lab.command("runner", epilog="Example: coralline lab runner --lab postgresql://lab@db/lab")
+def runner(inventory: Path | None = _inventory(), where: str | None = _where()) -> None:
+    """Run jobs as they come, until told to end: a first signal waits for those that run."""
+    import logging
+    import signal
+    from threading import Event
+
+    from hardware_lab.inventory import load_inventory
+    from hardware_lab.runner import Runner
+    from hardware_lab.store import Store, default_lab
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    log = logging.getLogger("hardware_lab")
+    log.setLevel(logging.INFO)
+    boards = load_inventory(inventory)
+    store = Store(where or default_lab())
+    told = Event()
+
+    def end(number: int, _: object) -> None:
+        if told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    worker = Runner(store, boards)
+    log.info(
+        "runner %s takes jobs of %s for %s", worker.name, store.where, ", ".join(boards.boards)
+    )
+    worker.run(until=told)
+    log.info("ended")
 
 
 @lab.command("jobs", epilog="Example: coralline lab jobs --state failed")
 def jobs(
-    state: str | None = typer.Option(None, "--state", help="queued, running, done or failed."),
-    folder: Path = _folder(),
+    state: str | None = typer.Option(
+        None, "--state", help="queued, running, done, invalid, failed or cancelled."
+    ),
+    group: str | None = _group(),
+    where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """List the jobs."""
     from coralline.errors import UserError
-    from hardware_lab.store import STATES, Store
+    from hardware_lab.store import STATES, Store, default_lab
 
     if state is not None and state not in STATES:
         raise UserError(f"state {state!r} is not known; choose {', '.join(STATES)}")
-    found = Store(folder).jobs(state=state)
+    found = Store(where or default_lab()).jobs(state=state, group=group)
     if json:
         output.print_json({"jobs": [job.to_json() for job in found]})
     else:
@@ -171,60 +319,76 @@ def jobs(
 def show(
     job_id: str = typer.Argument(..., metavar="JOB", help="Id of the job."),
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the measurement here."),
-    folder: Path = _folder(),
+    where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """Show a job and what it measured."""
-    from hardware_lab.store import Store
+    from hardware_lab.store import Store, default_lab
 
-    store = Store(folder)
+    store = Store(where or default_lab())
     job = store.job(job_id)
-    measurement = store.measurement(job_id) if job.state == "done" or out is not None else None
-    if out is not None and measurement is not None:
-        output.write_json(out, measurement.to_json())
+    kept = job.state in ("done", "invalid")
+    result = store.result(job_id) if kept or out is not None else None
+    if out is not None and result is not None:
+        write_result(out, result)
     if json:
-        kept = measurement.to_json() if measurement is not None else None
-        output.print_json({"job": job.to_json(), "measurement": kept})
+        output.print_json(
+            {"job": job.to_json(), "measurement": None if result is None else result.to_json()}
+        )
         return
     _print_jobs([job])
-    if measurement is not None:
-        _print_measurement(measurement)
+    if result is not None:
+        print_result(result)
 
 
 def bench(
     path: Path = typer.Argument(..., help="A folder that `coralline split` wrote, or a .tflite."),
     board: str = typer.Option("host", "--board", "-b", help="Name in the inventory."),
-    repetitions: int = _repetitions(),
+    repetitions: int | None = _repetitions(),
+    seconds: float | None = _at_most(),
+    percentile: float | None = _percentile(),
     warmup: int = _warmup(),
+    against: Path | None = _against(),
+    allow_fallback: bool = _allow_fallback(),
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the measurement here."),
     inventory: Path | None = _inventory(),
-    folder: Path = _folder(),
+    where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """Run a split model as a pipeline on a board; a job of the lab, run at once."""
-    from hardware_lab.inventory import load_inventory
-    from hardware_lab.store import Store
+    from uuid import uuid4
+
+    from hardware_lab.inventory import Demand, load_inventory
+    from hardware_lab.store import Store, default_lab
 
     boards = load_inventory(inventory)
     boards.board(board)
-    store = Store(folder)
-    job = store.submit(path, board, repetitions=repetitions, warmup=warmup)
+    store = Store(where or default_lab())
+    group = f"bench-{uuid4().hex[:8]}"
+    job = store.submit(
+        path,
+        Demand(board),
+        **_samples(repetitions, seconds, percentile),
+        warmup=warmup,
+        against=against,
+        allow_fallback=allow_fallback,
+        group=group,
+    )
     try:
-        _run(store, boards, [job.id], quiet=json)
-    except KeyboardInterrupt:
-        store.withdraw(job.id)
-        raise
+        _run(store, boards, group, quiet=json)
+    finally:
+        store.cancel([job.id], reason="interrupted")
     store.job(job.id).raise_error()
-    measurement = store.measurement(job.id)
+    result = store.result(job.id)
     if out is not None:
-        output.write_json(out, measurement.to_json())
+        write_result(out, result)
     if json:
-        output.print_json(measurement.to_json())
+        output.print_json(result.to_json())
     else:
-        _print_measurement(measurement)
+        print_result(result)
 
 
-def _run(store: Store, inventory: Inventory, ids: list[str] | None, *, quiet: bool) -> list[Job]:
+def _run(store: Store, inventory: Inventory, group: str | None, *, quiet: bool) -> list[Job]:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -239,71 +403,34 @@ def _run(store: Store, inventory: Inventory, ids: list[str] | None, *, quiet: bo
                 bars[job.id] = bar.add_task(f"{Path(job.path).name} on {job.board}", total=total)
             bar.update(bars[job.id], completed=done)
 
-        return run_jobs(store, inventory, ids, advance)
+        return run_jobs(store, inventory, group, advance)
+
+
+def _seconds(text: str | None) -> float | None:
+    """How many seconds 90s, 30m, 8h or 2d are."""
+    import re
+
+    from coralline.errors import UserError
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if found is None:
+        raise UserError(f"deadline {text!r} is not a time; write 90s, 30m, 8h or 2d")
+    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]
 
 
 def _print_jobs(found: list[Job]) -> None:
     rows = [
-        [job.id, job.board, Path(job.path).name, job.state, str(job.attempt), job.error or ""]
+        [
+            job.id,
+            job.board or str(job.demand),
+            Path(job.path).name,
+            job.group or "",
+            job.state,
+            str(job.attempt),
+            job.error or "",
+        ]
         for job in found
     ]
-    _print_table(["job", "board", "model", "state", "attempt", "error"], rows)
-
-
-def _print_measurement(m: Measurement) -> None:
-    import numpy as np
-    from rich.console import Console
-    from rich.markup import escape
-
-    said = "simulated" if m.simulated else "measured"
-    console = Console(soft_wrap=True)
-    console.print(
-        f"[bold]{escape(m.model)}[/bold], {len(m.stage_busy_ms)} stages on {m.board} "
-        f"([bold]{said}[/bold]; {m.processor}), {len(m.latency_ms)} samples each"
-    )
-
-    def line(name: str, samples: tuple[float, ...]) -> list[str]:
-        marks = np.percentile(samples, [0, 50, 90, 99, 100])
-        return [name, *(f"{mark:.3f}" for mark in (*marks, float(np.mean(samples))))]
-
-    _print_table(
-        [f"{said} latency, ms", "min", "p50", "p90", "p99", "max", "mean"],
-        [
-            line("one in flight", m.latency_ms),
-            line("pipeline full", m.full_latency_ms),
-        ],
-    )
-    stages = zip(m.stage_busy_ms, m.transfer_ms, m.queue_wait_ms, strict=True)
-    _print_table(
-        [f"stage ({said}, median ms)", "busy", "transfer", "queue wait"],
-        [[str(s), *(f"{np.median(part):.3f}" for part in parts)] for s, parts in enumerate(stages)],
-    )
-    console.print(
-        f"throughput {m.throughput_fps:.1f} inferences/s, first inference "
-        f"{m.first_inference_ms:.3f} ms, bottleneck {m.measured_bottleneck_ms:.3f} ms ({said})"
-    )
-    if m.energy_mj_per_inference is not None:
-        source = "simulated" if m.simulated else f"meter {m.meter}"
-        console.print(f"energy {m.energy_mj_per_inference:.3f} mJ per inference ({source})")
-    else:
-        console.print("energy not known: no meter")
-    if m.outputs_equal:
-        console.print("every output has the whole model's bits")
-    console.print(f"job {m.id}")
-
-
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for i, column in enumerate(columns):
-        numbers = bool(rows) and all(row[i].replace(".", "", 1).isdigit() for row in rows)
-        # The first names the row: cut short it would be of no use.
-        whole = max((len(row[i]) for row in rows), default=0) if i == 0 else None
-        table.add_column(column, justify="right" if numbers else "left", min_width=whole)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
+    print_table(["job", "board", "model", "group", "state", "attempt", "error"], rows)

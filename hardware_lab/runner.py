@@ -1,33 +1,59 @@
-"""The runner: takes jobs from the store and has boards do them, one at a time.
+"""The runner: takes jobs from the store and has boards do them, side by side.
 
-Several runners may share a lab. A resource is worked on by one of them at a time; a runner that
-dies leaves its job to the next that gets the resource's lock.
+Several runners, on one host or on several, may share a lab: `hardware_lab.store` says how a board
+is leased. What works on the processor of this machine works alone, since anything beside it
+would show in what is measured.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import socket
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import sleep
+from threading import Event, Thread
+from uuid import uuid4
 
-from coralline.errors import CorallineError, UserError
-from hardware_lab.boards import Board, Task
-from hardware_lab.inventory import Inventory
-from hardware_lab.store import Job, Store, content_digest
+from coralline.errors import CorallineError, DeviceError, UserError
+from coralline.runtime.measurement import Measurement
+from hardware_lab.boards import Board, Task, here
+from hardware_lab.compare import Comparison, compare
+from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.store import (
+    BEAT_S,
+    HOLD_S,
+    LEASE_S,
+    Job,
+    Lease,
+    Lock,
+    Store,
+    content_digest,
+)
 
-POLL_S = 0.1
-"""How often to look whether another runner is done."""
+POLL_S = (0.05, 1.0)
+"""How often to look for jobs: right after something has happened, and when nothing does."""
+PATIENCE_S = 300.0
+"""How long to wait for a database that does not answer."""
 
 Progress = Callable[[Job, int, int], None]
-"""Called with the job, the inferences done and the inferences to do."""
+"""Called with the job, the inferences done and the inferences to do; from several threads."""
+
+Outcome = Measurement | Comparison | CorallineError
+
+log = logging.getLogger(__name__)
 
 
 def run_jobs(
     store: Store,
     inventory: Inventory,
-    ids: Collection[str] | None = None,
+    group: str | None = None,
     on_progress: Progress | None = None,
 ) -> list[Job]:
     """Run queued jobs until none is queued or running, here or in another runner.
@@ -35,59 +61,278 @@ def run_jobs(
     A job that fails is marked so; the others go on.
 
     Args:
-        ids: Only these jobs; None for all jobs of the inventory's boards.
+        group: Only its jobs; None for all jobs that the inventory's boards may do.
 
     Returns:
         The jobs that this call ended, as they are now.
 
     Raises:
         UserError: The store cannot be written; its jobs will be found again.
+        DeviceError: The database has not answered for PATIENCE_S; the same.
     """
-    resources: dict[str, list[str]] = {}
-    for board in inventory.boards.values():
-        resources.setdefault(board.resource, []).append(board.name)
     ended: list[str] = []
-    while True:
-        worked = False
-        for resource, boards in resources.items():
-            with store.lock(resource) as descriptor:
-                if descriptor is None:
+    Runner(store, inventory, group, on_progress, lambda job: ended.append(job.id)).run()
+    return store.jobs(ended)
+
+
+@dataclass
+class _Held:
+    """A lease of this runner.
+
+    Attributes:
+        since: When the store had given it; on the clock of `_now_s`.
+        renewed: When the last heartbeat that reached the store was sent.
+        lost: Whether the store, or this runner itself, has ended it.
+    """
+
+    job: Job
+    lock: Lock
+    since: float
+    renewed: float
+    lost: bool = False
+
+    def over(self) -> bool:
+        """Whether the board must be left."""
+        return self.lost or _now_s() - self.renewed > HOLD_S
+
+
+class Runner:
+    """One runner of a lab.
+
+    Args:
+        group: Only its jobs.
+        on_end: Called with each job that was worked on; from several threads.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        inventory: Inventory,
+        group: str | None = None,
+        on_progress: Progress | None = None,
+        on_end: Callable[[Job], None] = lambda job: None,
+    ) -> None:
+        # Never used again: a lease without its runner is not renewed.
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self._store = store
+        self._inventory = inventory
+        self._resources = {board.resource for board in inventory.boards.values()}
+        self._group = group
+        self._on_progress = on_progress
+        self._on_end = on_end
+        self._alone = here("cpu")
+        self._held: dict[str, _Held] = {}  # by resource
+        self._work: set[Future[None]] = set()
+        self._seen: dict[tuple[str, int], tuple[int, float]] = {}
+        self._happened = Event()
+        self._leaving = Event()
+        self._patience_s = PATIENCE_S
+
+    def run(self, until: Event | None = None) -> None:
+        """Run jobs until none is left; or, when `until` is given, until it is set.
+
+        The jobs that run by then are ended first. An exception, KeyboardInterrupt too, leaves the
+        boards at once and queues their jobs again.
+        """
+        if until is not None:
+            self._patience_s = math.inf
+        over = Event()
+        beating = Thread(target=self._beat, args=(over,), daemon=True)
+        beating.start()
+        with ThreadPoolExecutor(len(self._resources)) as pool:
+            try:
+                self._take(pool, until)
+            except BaseException:
+                self._leaving.set()
+                for held in list(self._held.values()):
+                    held.lost = True
+                raise
+            finally:
+                pool.shutdown()
+                over.set()
+                beating.join()
+
+    def _take(self, pool: ThreadPoolExecutor, until: Event | None) -> None:
+        pause = POLL_S[0]
+        answered = _now_s()
+        while True:
+            for future in [future for future in self._work if future.done()]:
+                self._work.remove(future)
+                future.result()
+            told = until is not None and until.is_set()
+            begun, left = False, True
+            try:
+                begun, left = self._look(pool, draining=told)
+                answered = _now_s()
+            except DeviceError as error:
+                if not error.retryable or _now_s() - answered > self._patience_s:
+                    raise
+                self._seen.clear()  # nobody listened, so silence proves nothing
+                log.warning("%s", error)
+            if not self._work and (told or (until is None and not left)):
+                return
+            pause = POLL_S[0] if begun else min(2 * pause, POLL_S[1])
+            if self._happened.wait(pause):
+                self._happened.clear()
+                pause = POLL_S[0]
+
+    def _look(self, pool: ThreadPoolExecutor, *, draining: bool) -> tuple[bool, bool]:
+        """Begin what can begin. Returns whether anything did, and whether more is left."""
+        self._store.sweep()
+        leases = self._end_abandoned(self._store.leases())
+        taken = {lease.resource for lease in leases}
+        begun = False
+        while True:
+            queue = [demand for demand, _ in self._store.queue(self._group)]
+            choice = None if draining else self._choose(queue, taken)
+            if choice is None:
+                break
+            demand, board = choice
+            taken.add(board.resource)
+            begun |= self._begin(pool, demand, board)
+        mine = [lease.demand for lease in leases if self._group in (None, lease.group)]
+        return begun, any(self._inventory.meeting(demand) for demand in (*queue, *mine))
+
+    def _choose(self, queue: list[Demand], taken: set[str]) -> tuple[Demand, Board] | None:
+        """The first demand that a free board meets."""
+        if self._alone in self._held:
+            return None
+        for demand in queue:
+            for name in self._inventory.meeting(demand):
+                board = self._inventory.board(name)
+                if board.resource in taken:
                     continue
-                store.recover(boards)
-                job = store.claim(boards, _me(), ids)
-                if job is None:
-                    continue
-                worked = True
-                _execute(store, inventory.board(job.board), job, descriptor, on_progress)
-                ended.append(job.id)
-        if worked:
-            continue
-        left = [
-            job
-            for job in store.jobs(ids)
-            if job.state in ("queued", "running") and job.board in inventory.boards
-        ]
-        if not left:
-            return store.jobs(ended)
-        sleep(POLL_S)
+                if board.resource == self._alone and self._held:
+                    return None  # its turn comes when the others have ended
+                return demand, board
+        return None
+
+    def _begin(self, pool: ThreadPoolExecutor, demand: Demand, board: Board) -> bool:
+        with ExitStack() as stack:
+            lock = stack.enter_context(self._store.lock(board.resource))
+            if lock is None:
+                return False
+            asked = _now_s()
+            job = self._store.claim(
+                demand, board.name, board.resource, lock, self.name, self._group
+            )
+            if job is None:
+                return False
+            held = _Held(job, lock, since=_now_s(), renewed=asked)
+            self._held[board.resource] = held
+            self._work.add(pool.submit(self._execute, board, held, stack.pop_all()))
+        log.info("job %s: attempt %d begins on %s", job.id, job.attempt, board.name)
+        return True
+
+    def _execute(self, board: Board, held: _Held, lock: ExitStack) -> None:
+        with lock:
+            try:
+                self._record(held.job, self._measure(board, held))
+            finally:
+                del self._held[board.resource]
+                self._happened.set()
+        self._on_end(held.job)
+
+    def _measure(self, board: Board, held: _Held) -> Outcome:
+        job, path = held.job, Path(held.job.path)
+        against = None if job.against is None else Path(job.against)
+        told = self._on_progress
+        progress = None if told is None else partial(told, job)
+        outcome: Outcome
+        try:
+            _unchanged(path, job.digest)
+            if against is not None:
+                _unchanged(against, job.against_digest)
+            task = Task(
+                id=job.id,
+                path=path,
+                repetitions=job.repetitions,
+                warmup=job.warmup,
+                seconds=job.seconds,
+                keep_open=(held.lock.descriptor,),
+                stop=held.over,
+            )
+            if against is None:
+                outcome = board.measure(task, progress)
+            else:
+                outcome = compare(board, task, against, progress)
+        except CorallineError as error:
+            outcome = error
+        except Exception as error:
+            log.exception("job %s", job.id)
+            outcome = DeviceError(f"{board.name}: its driver failed ({error!r})")
+        if held.over():
+            return DeviceError(f"{board.name}: its runner had to leave it", retryable=True)
+        return outcome
+
+    def _record(self, job: Job, outcome: Outcome) -> None:
+        asked = _now_s()
+        while True:
+            try:
+                if not isinstance(outcome, CorallineError):
+                    self._store.finish(job, outcome)
+                else:
+                    self._store.fail(job, outcome)
+            except DeviceError as error:
+                if error.retryable and _now_s() - asked < self._patience_s:
+                    log.warning("%s", error)
+                    if not self._leaving.wait(POLL_S[1]):
+                        continue
+                if error.retryable:
+                    raise
+                outcome = error  # it is refused
+            if not isinstance(outcome, CorallineError):
+                log.info("job %s: done", job.id)
+            else:
+                log.info("job %s: %s", job.id, outcome)
+            return
+
+    def _end_abandoned(self, leases: list[Lease]) -> list[Lease]:
+        """End the leases whose runners are gone, and return the others."""
+        now = _now_s()
+        seen: dict[tuple[str, int], tuple[int, float]] = {}
+        kept = []
+        for lease in leases:
+            key = lease.job, lease.attempt
+            beat, since = self._seen.get(key, (lease.beat, now))
+            seen[key] = (lease.beat, since if beat == lease.beat else now)
+            silent = now - seen[key][1] > LEASE_S
+            if (silent or self._has_lock_of(lease)) and self._store.expire(lease):
+                why = f"no heartbeat in {LEASE_S:g} s" if silent else "its runner has died"
+                log.warning("job %s: its lease of %s is ended: %s", lease.job, lease.board, why)
+            else:
+                kept.append(lease)
+        self._seen = seen
+        return kept
+
+    def _has_lock_of(self, lease: Lease) -> bool:
+        if lease.resource not in self._resources or lease.resource in self._held:
+            return False
+        with self._store.lock(lease.resource) as lock:
+            return lock is not None and lock.name == lease.lock
+
+    def _beat(self, over: Event) -> None:
+        while not over.wait(BEAT_S):
+            if not self._held:
+                continue
+            sent = _now_s()
+            try:
+                alive = self._store.beat(self.name)
+            except CorallineError as error:
+                log.warning("%s", error)
+                continue
+            for held in list(self._held.values()):
+                if (held.job.id, held.job.attempt) in alive:
+                    held.renewed = sent
+                elif held.since < sent:
+                    held.lost = True
 
 
-def _execute(
-    store: Store, board: Board, job: Job, descriptor: int, on_progress: Progress | None
-) -> None:
-    path = Path(job.path)
-    try:
-        if content_digest(path) != job.digest:
-            raise UserError(f"{path}: has changed since the job was submitted; submit it again")
-        task = Task(job.id, path, job.repetitions, job.warmup, keep_open=(descriptor,))
-        measurement = board.measure(
-            task, on_progress and (lambda done, total: on_progress(job, done, total))
-        )
-    except CorallineError as error:
-        store.fail(job, error)
-    else:
-        store.finish(job, measurement)
+def _unchanged(path: Path, digest: str | None) -> None:
+    if content_digest(path) != digest:
+        raise UserError(f"{path}: has changed since the job was submitted; submit it again")
 
 
-def _me() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+def _now_s() -> float:
+    """A clock that nobody sets, and that runs while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

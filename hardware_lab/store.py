@@ -1,15 +1,20 @@
 """What the lab remembers: jobs, and the measurements they gave.
 
-A lab is a folder with one SQLite file and one lock file a resource. Three rules keep it right
-whenever a runner is killed:
+A lab is a database: an SQLite file in a folder of this machine, or a PostgreSQL server that
+runners on several hosts share. These rules keep it right whoever is killed, and when:
 
-- Who holds the lock of a resource, and nobody else, works on its boards. The lock belongs to the
-  open file (flock), also in child processes, so the kernel frees it when the last of them ends:
-  a job that is `running` while its lock is free has lost its runner.
-- A job becomes `done` and its measurement is kept in one transaction, or neither happens.
-- Each claim of a job gets a new attempt number, and a result is taken from that attempt only.
+- A running job is the lease of its board. The database refuses a second one on a board or on
+  what the board works on. Its fencing token is the number of the attempt: a result is taken
+  from the last attempt only, and together with the job's end, or neither is.
+- Its runner raises the lease's `beat` every BEAT_S. A runner that could not for HOLD_S leaves
+  the board; others that have seen the same beat for LEASE_S end the lease. Each measures that
+  time on its own clock that only goes forward: no wall clock decides who may use a board.
+- On the machine of a runner that has died nobody waits so long: the lock of what the board works
+  on (flock) belongs to the runner and its child processes, and the kernel frees it with the last.
 
-The folder must be on a disk of this machine, since the lock is.
+Jobs start in the order of their `due` time, which is that of their submission less AGEING_S for
+each step of priority: by priority among jobs of one age, and none is overtaken by jobs that are
+younger by more than AGEING_S times the steps between them.
 """
 
 from __future__ import annotations
@@ -18,8 +23,9 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,59 +36,117 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
     MetaData,
     Table,
     Text,
+    cast,
     create_engine,
+    event,
     func,
     insert,
+    inspect,
+    literal,
+    or_,
     select,
     text,
     update,
 )
-from sqlalchemy.engine import Connection, Row
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.engine import URL, Connection, Engine, Row, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.sql.elements import ColumnElement
 
 from coralline.errors import DeviceError, UserError
 from coralline.files import make_folder
+from coralline.home import home_folder
 from coralline.runtime.measurement import Measurement
 from coralline.tflite.segments import MANIFEST, SegmentSet
+from hardware_lab.compare import SCHEMA as COMPARISON
+from hardware_lab.compare import Comparison
+from hardware_lab.inventory import Demand
 
-SCHEMA = "coralline.job/v1"
+SCHEMA = "coralline.job/v2"
+VERSION = 3
+"""Of the tables."""
 FILE = "lab.sqlite"
 MAX_ATTEMPTS = 3
 MOST_SAMPLES = 1_000_000
 """Of one job: all samples are held in memory and kept."""
+MOST_PRIORITY = 10
+MOST_DEADLINE_S = 3e7
+AGEING_S = 3600.0
+"""How much older a job must be to make up for one step of priority."""
+BEAT_S = 5.0
+HOLD_S = 30.0
+LEASE_S = 90.0
+"""By so much longer than HOLD_S that a board far away has noticed that its runner is gone."""
 BUSY_S = 30.0
+"""How long to wait for an SQLite file that another process writes."""
+ANSWER_S = 10
+"""How long to wait for a PostgreSQL server."""
 
-State = Literal["queued", "running", "done", "failed"]
+State = Literal["queued", "running", "done", "invalid", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
 
 _metadata = MetaData()
+_schema = Table("lab", _metadata, Column("version", Integer, primary_key=True))
+_demands = Table("demands", _metadata, Column("demand", Text, primary_key=True))
+_queued = text("state = 'queued'")
+_running = text("state = 'running'")
 _jobs = Table(
     "jobs",
     _metadata,
     Column("number", Integer, primary_key=True),
     Column("id", Text, nullable=False, unique=True),
-    Column("board", Text, nullable=False),
+    Column("demand", ForeignKey("demands.demand"), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("due", Double, nullable=False),
+    Column("deadline", Double),
+    Column("batch", Text),
     Column("path", Text, nullable=False),
     Column("digest", Text, nullable=False),
     Column("repetitions", Integer, nullable=False),
     Column("warmup", Integer, nullable=False),
+    Column("seconds", Double),
+    Column("against", Text),
+    Column("against_digest", Text),
+    Column("allow_fallback", Boolean, nullable=False),
     Column("max_attempts", Integer, nullable=False),
     Column("state", Text, CheckConstraint(f"state IN {STATES}"), nullable=False),
     Column("attempt", Integer, nullable=False),
+    Column("beat", Integer, nullable=False),
+    Column("board", Text),
+    Column("resource", Text),
+    Column("lock", Text),
     Column("runner", Text),
-    Column("submitted_at", Text, nullable=False),
-    Column("started_at", Text),
-    Column("finished_at", Text),
+    Column("submitted", Double, nullable=False),
+    Column("started", Double),
+    Column("finished", Double),
     Column("error", Text),
     Column("error_is_users", Boolean, nullable=False),
-    # The database itself refuses a second running job on a board.
-    Index("one_running_job_a_board", "board", unique=True, sqlite_where=text("state = 'running'")),
+    Index("next_job", "demand", "due", "number", sqlite_where=_queued, postgresql_where=_queued),
+    Index("next_deadline", "deadline", sqlite_where=_queued, postgresql_where=_queued),
+    Index("batches", "batch"),
+    *(
+        Index(
+            f"one_running_job_a_{thing}",
+            thing,
+            unique=True,
+            sqlite_where=_running,
+            postgresql_where=_running,
+        )
+        for thing in ("board", "resource")
+    ),
 )
 _measurements = Table(
     "measurements",
@@ -99,15 +163,24 @@ class Job:
 
     Attributes:
         id: Also of its measurement.
-        board: Name in the inventory.
+        demand: Which boards may make it.
+        priority: From -MOST_PRIORITY to MOST_PRIORITY; the higher, the sooner.
+        deadline_at: A job that has not begun by then is given up.
+        group: Jobs that are run, listed or cancelled together.
         path: Absolute; a folder that `coralline split` wrote, or a plain .tflite.
         digest: SHA-256 of the folder's manifest or of the .tflite at submission.
         repetitions: Samples of each mode.
         warmup: Inferences before the first sample of each mode.
+        seconds: After so long a mode gives no more samples; None for no such limit.
+        against: A second folder or .tflite, to be compared with the first; None for none.
+        against_digest: Of the second.
+        allow_fallback: Whether the result counts when another processor ran than was asked for.
         max_attempts: A job that has lost this many runners, or failed retryably this often, is
             failed.
-        state: `queued`, `running`, `done` or `failed`.
-        attempt: How often it was started.
+        state: `queued`, `running`, `done`, `invalid`, `failed` or `cancelled`. A job is invalid
+            when another processor ran than was asked for: what it measured is kept all the same.
+        attempt: How often it was started; the fencing token of its lease.
+        board: That it was last started on.
         runner: Who started it last.
         submitted_at, started_at, finished_at: ISO 8601, UTC; of the last attempt.
         error: Why the last attempt failed.
@@ -115,14 +188,22 @@ class Job:
     """
 
     id: str
-    board: str
+    demand: Demand
+    priority: int
+    deadline_at: str | None
+    group: str | None
     path: str
     digest: str
     repetitions: int
     warmup: int
+    seconds: float | None
+    against: str | None
+    against_digest: str | None
+    allow_fallback: bool
     max_attempts: int
     state: State
     attempt: int
+    board: str | None
     runner: str | None
     submitted_at: str
     started_at: str | None
@@ -131,87 +212,177 @@ class Job:
     error_is_users: bool
 
     def to_json(self) -> dict[str, Any]:
-        """A `coralline.job/v1` object."""
+        """A `coralline.job/v2` object."""
         return {"schema": SCHEMA, **asdict(self)}
 
     def raise_error(self) -> None:
-        """Raise the error of a failed job again."""
-        if self.state == "failed" and self.error is not None:
-            raise (UserError if self.error_is_users else DeviceError)(self.error)
+        """Raise the error of a job that failed, was cancelled or is invalid again."""
+        if self.state in ("failed", "cancelled", "invalid"):
+            raise (UserError if self.error_is_users else DeviceError)(f"{self.error}")
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A running job, as the other runners see it.
+
+    Attributes:
+        job: Id.
+        attempt: The fencing token.
+        beat: Grows as long as the runner lives.
+        demand, group: Of the job.
+        board, resource: What is leased.
+        lock: Which lock its runner holds, and on which machine; see `Store.lock`.
+        max_attempts: Of the job.
+    """
+
+    job: str
+    attempt: int
+    beat: int
+    demand: Demand
+    group: str | None
+    board: str
+    resource: str
+    lock: str
+    max_attempts: int
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A resource of this machine that is held.
+
+    Attributes:
+        descriptor: To be kept open by every process that works on the resource.
+        name: Of this lock alone among those of all machines; another after a restart.
+    """
+
+    descriptor: int
+    name: str
+
+
+def default_lab() -> str:
+    """Where the lab is unless somebody says otherwise: $CORALLINE_LAB, or a folder at home."""
+    return os.environ.get("CORALLINE_LAB") or str(home_folder() / "lab")
 
 
 class Store:
     """The jobs and measurements of one lab.
 
     Args:
-        folder: Of the lab; made when absent.
+        where: A folder, made when absent, or the URL of a PostgreSQL database.
 
     Raises:
         UserError: The folder cannot be written, or holds something else.
+        DeviceError: The server does not answer.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = make_folder(folder)
-        self._file = folder / FILE
-        self._engine = create_engine(
-            f"sqlite:///{self._file.resolve()}", connect_args={"timeout": BUSY_S}
-        )
-        # Two that open a new lab at once must not both make its tables.
-        with self.lock("tables", wait=True), self._transaction() as connection:
-            _metadata.create_all(connection)
+    def __init__(self, where: Path | str) -> None:
+        if "://" in str(where):
+            url = _postgresql_url(str(where))
+            self.where = url.render_as_string(hide_password=True)
+            self._folder = make_folder(home_folder() / "lab")
+            self._engine = _postgresql(url)
+        else:
+            self._folder = make_folder(Path(where))
+            self.where = str(self._folder / FILE)
+            self._engine = _sqlite(self._folder / FILE)
+        self._is_sqlite = self._engine.dialect.name == "sqlite"
+        self._known_demands: set[str] = set()
+        self._make_tables()
 
     def submit(
         self,
         path: Path,
-        board: str,
+        demand: Demand,
         *,
         repetitions: int,
         warmup: int,
+        seconds: float | None = None,
+        against: Path | None = None,
+        allow_fallback: bool = False,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        group: str | None = None,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> Job:
-        """Put a job at the end of the queue.
+        """Put a job into the queue.
+
+        Args:
+            demand: Which boards may make it.
+            seconds: After so long a mode gives no more samples.
+            against: Compare the first path with this one.
+            allow_fallback: Accept what another processor ran than the one asked for.
+            deadline_s: From now; a job that has not begun by then is given up.
 
         Raises:
             UserError: The path holds nothing to measure, or a number is out of range.
         """
-        for name, value, least in (
-            ("repetitions", repetitions, 1),
-            ("warmup", warmup, 0),
-            ("max_attempts", max_attempts, 1),
+        for name, value, least, most in (
+            ("repetitions", repetitions, 1, MOST_SAMPLES),
+            ("warmup", warmup, 0, MOST_SAMPLES),
+            ("max_attempts", max_attempts, 1, MOST_SAMPLES),
+            ("priority", priority, -MOST_PRIORITY, MOST_PRIORITY),
         ):
             if value < least:
                 raise UserError(f"{name} is {value}; it must be at least {least}")
-            if value > MOST_SAMPLES:
-                raise UserError(f"{name} is {value}; it must be at most {MOST_SAMPLES}")
-        job = Job(
-            id=uuid4().hex[:16],
-            board=board,
-            path=str(path.resolve()),
-            digest=content_digest(path),
-            repetitions=repetitions,
-            warmup=warmup,
-            max_attempts=max_attempts,
-            state="queued",
-            attempt=0,
-            runner=None,
-            submitted_at=_now(),
-            started_at=None,
-            finished_at=None,
-            error=None,
-            error_is_users=False,
-        )
-        with self._transaction() as connection:
-            connection.execute(insert(_jobs).values(**asdict(job)))
-        return job
+            if value > most:
+                raise UserError(f"{name} is {value}; it must be at most {most}")
+        if seconds is not None and not seconds > 0:
+            raise UserError(f"the time of a mode is {seconds:g} s; it must be above 0")
+        if deadline_s is not None and not 0 < deadline_s <= MOST_DEADLINE_S:
+            raise UserError(
+                f"the deadline is in {deadline_s:g} s; it must be above 0 and at most "
+                f"{MOST_DEADLINE_S:g} s"
+            )
+        wanted = demand.to_text()
+        digest = content_digest(path)
+        with self._write() as connection:
+            self._know(connection, wanted)
+            now = self._now()
+            row = connection.execute(
+                insert(_jobs)
+                .values(
+                    id=uuid4().hex[:16],
+                    demand=wanted,
+                    priority=priority,
+                    due=now - priority * AGEING_S,
+                    deadline=None if deadline_s is None else now + deadline_s,
+                    batch=group,
+                    path=str(path.resolve()),
+                    digest=digest,
+                    repetitions=repetitions,
+                    warmup=warmup,
+                    seconds=seconds,
+                    against=None if against is None else str(against.resolve()),
+                    against_digest=None if against is None else content_digest(against),
+                    allow_fallback=allow_fallback,
+                    max_attempts=max_attempts,
+                    state="queued",
+                    attempt=0,
+                    beat=0,
+                    submitted=now,
+                    error_is_users=False,
+                )
+                .returning(*_jobs.c)
+            ).one()
+        self._known_demands.add(wanted)
+        return _job(row)
 
-    def jobs(self, ids: Collection[str] | None = None, state: State | None = None) -> list[Job]:
+    def jobs(
+        self,
+        ids: Collection[str] | None = None,
+        state: State | None = None,
+        group: str | None = None,
+    ) -> list[Job]:
         """The jobs in the order of their submission."""
+        self.sweep()
         query = select(_jobs).order_by(_jobs.c.number)
         if ids is not None:
             query = query.where(_jobs.c.id.in_(ids))
         if state is not None:
             query = query.where(_jobs.c.state == state)
-        with self._transaction() as connection:
+        if group is not None:
+            query = query.where(_jobs.c.batch == group)
+        with self._read() as connection:
             return [_job(row) for row in connection.execute(query)]
 
     def job(self, job_id: str) -> Job:
@@ -223,33 +394,46 @@ class Store:
         found = self.jobs([job_id])
         if not found:
             raise UserError(
-                f"job {job_id!r} is not in {self._file}; `coralline lab jobs` lists them"
+                f"job {job_id!r} is not in {self.where}; `coralline lab jobs` lists them"
             )
         return found[0]
 
     def measurement(self, job_id: str) -> Measurement:
-        """What a job that is done measured.
+        """What a job of one model measured.
 
         Raises:
-            UserError: There is no such job, or it is not done.
+            UserError: There is no such job, it has not measured yet, or it is a comparison.
+        """
+        found = self.result(job_id)
+        if isinstance(found, Comparison):
+            raise UserError(f"job {job_id!r} is a comparison of two plans")
+        return found
+
+    def result(self, job_id: str) -> Measurement | Comparison:
+        """What a job that is done or invalid measured.
+
+        Raises:
+            UserError: There is no such job, or it has not measured yet.
         """
         job = self.job(job_id)
         query = select(_measurements.c.measurement).join(_jobs).where(_jobs.c.id == job_id)
-        with self._transaction() as connection:
+        with self._read() as connection:
             data = connection.execute(query).scalar_one_or_none()
         if data is None:
             raise UserError(f"job {job_id!r} is {job.state} and has no measurement")
-        return Measurement.from_json(json.loads(data))
+        found = json.loads(data)
+        if found["schema"] == COMPARISON:
+            return Comparison.from_json(found)
+        return Measurement.from_json(found)
 
     @contextmanager
-    def lock(self, resource: str, *, wait: bool = False) -> Iterator[int | None]:
-        """Hold a resource of the lab.
+    def lock(self, resource: str, *, wait: bool = False) -> Iterator[Lock | None]:
+        """Hold a resource of this machine.
 
         Yields:
-            The descriptor of the lock, to be kept open by every process that works on the
-            resource; None when another holds it and `wait` is false.
+            None when another holds it and `wait` is false.
         """
-        path = make_folder(self.folder / "locks") / f"{resource}.lock"
+        path = make_folder(self._folder / "locks") / f"{resource}.lock"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -261,85 +445,176 @@ class Store:
             yield None
             return
         try:
-            yield descriptor
+            file = os.fstat(descriptor)
+            yield Lock(descriptor, f"{_this_start()}:{file.st_dev}:{file.st_ino}")
         finally:
             os.close(descriptor)
 
-    def recover(self, boards: Collection[str]) -> None:
-        """Queue again, or give up, the running jobs of boards whose lock the caller holds.
-
-        Holding the lock proves that their runners are gone.
-        """
-        lost = (_jobs.c.state == "running") & _jobs.c.board.in_(boards)
-        with self._transaction() as connection:
+    def sweep(self) -> None:
+        """Give up the queued jobs whose deadline has passed."""
+        late = (_jobs.c.state == "queued") & (_jobs.c.deadline <= self._now())
+        with self._read() as connection:
+            if connection.execute(select(_jobs.c.number).where(late).limit(1)).first() is None:
+                return
+        with self._write() as connection:
             connection.execute(
                 update(_jobs)
-                .where(lost, _jobs.c.attempt >= _jobs.c.max_attempts)
+                .where(late)
                 .values(
                     state="failed",
-                    finished_at=_now(),
-                    error=func.printf("its runner ended %d times while it ran", _jobs.c.attempt),
+                    finished=self._now(),
+                    error=func.coalesce(_jobs.c.error + "; ", "") + "not begun by its deadline",
                 )
             )
-            connection.execute(update(_jobs).where(lost).values(state="queued"))
+
+    def queue(self, group: str | None = None) -> list[tuple[Demand, float]]:
+        """What queued jobs ask for, and the least `due` of those that ask for it; least first."""
+        first = select(func.min(_jobs.c.due)).where(
+            _jobs.c.state == "queued", _jobs.c.demand == _demands.c.demand
+        )
+        if group is not None:
+            first = first.where(_jobs.c.batch == group)
+        query = select(_demands.c.demand, first.scalar_subquery())
+        with self._read() as connection:
+            found = [(due, demand) for demand, due in connection.execute(query) if due is not None]
+        return [(Demand.of_text(demand), due) for due, demand in sorted(found)]
+
+    def leases(self) -> list[Lease]:
+        """The running jobs."""
+        columns = (
+            *(_jobs.c.id, _jobs.c.attempt, _jobs.c.beat, _jobs.c.demand, _jobs.c.batch),
+            *(_jobs.c.board, _jobs.c.resource, _jobs.c.lock, _jobs.c.max_attempts),
+        )
+        with self._read() as connection:
+            return [
+                Lease(job, attempt, beat, Demand.of_text(demand), *rest)
+                for job, attempt, beat, demand, *rest in connection.execute(
+                    select(*columns).where(_jobs.c.state == "running")
+                )
+            ]
 
     def claim(
-        self, boards: Collection[str], runner: str, ids: Collection[str] | None = None
+        self,
+        demand: Demand,
+        board: str,
+        resource: str,
+        lock: Lock,
+        runner: str,
+        group: str | None = None,
     ) -> Job | None:
-        """Start the oldest queued job of boards whose lock the caller holds.
+        """Start the first queued job with this demand, unless the board is leased.
 
         Args:
-            runner: Who the caller is, for people.
-            ids: Only these jobs; None for all.
+            board: Meets the demand.
+            resource: That the board works on; the caller holds its lock.
+            runner: Who the caller is; no two have the same name.
+            group: Only its jobs.
         """
-        wanted = (_jobs.c.state == "queued") & _jobs.c.board.in_(boards)
-        if ids is not None:
-            wanted &= _jobs.c.id.in_(ids)
-        oldest = select(func.min(_jobs.c.number)).where(wanted).scalar_subquery()
-        with self._transaction() as connection:
+        wanted = (
+            (_jobs.c.state == "queued")
+            & (_jobs.c.demand == demand.to_text())
+            & or_(_jobs.c.deadline.is_(None), _jobs.c.deadline > self._now())
+        )
+        if group is not None:
+            wanted &= _jobs.c.batch == group
+        first = (
+            select(_jobs.c.number)
+            .where(wanted)
+            .order_by(_jobs.c.due, _jobs.c.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+        with suppress(IntegrityError), self._write() as connection:
             row = connection.execute(
                 update(_jobs)
-                .where(_jobs.c.number == oldest)
+                .where(_jobs.c.number == first)
                 .values(
                     state="running",
                     attempt=_jobs.c.attempt + 1,
+                    board=board,
+                    resource=resource,
+                    lock=lock.name,
                     runner=runner,
-                    started_at=_now(),
-                    finished_at=None,
+                    started=self._now(),
+                    finished=None,
                     error=None,
                 )
                 .returning(*_jobs.c)
             ).one_or_none()
-        return None if row is None else _job(row)
+            return None if row is None else _job(row)
+        return None  # another runner has just leased the board
 
-    def finish(self, job: Job, measurement: Measurement) -> None:
-        """Keep a claimed job's measurement.
+    def beat(self, runner: str) -> set[tuple[str, int]]:
+        """Renew a runner's leases.
+
+        Returns:
+            Job and attempt of those that it still has.
+        """
+        with self._write() as connection:
+            return {
+                (job, attempt)
+                for job, attempt in connection.execute(
+                    update(_jobs)
+                    .where(_jobs.c.state == "running", _jobs.c.runner == runner)
+                    .values(beat=_jobs.c.beat + 1)
+                    .returning(_jobs.c.id, _jobs.c.attempt)
+                )
+            }
+
+    def expire(self, lease: Lease) -> bool:
+        """End the lease of a runner that is gone: queue its job again, or give it up.
+
+        Returns:
+            Whether the lease was as it is given, and has been ended.
+        """
+        values: dict[str, Any] = {"state": "queued"}
+        if lease.attempt >= lease.max_attempts:
+            values = {
+                "state": "failed",
+                "finished": self._now(),
+                "error": f"its runner ended {lease.attempt} times while it ran",
+            }
+        with self._write() as connection:
+            ended = connection.execute(
+                update(_jobs)
+                .where(
+                    _jobs.c.id == lease.job,
+                    _jobs.c.state == "running",
+                    _jobs.c.attempt == lease.attempt,
+                    _jobs.c.beat == lease.beat,
+                )
+                .values(**values)
+            )
+        return bool(ended.rowcount)
+
+    def finish(self, job: Job, result: Measurement | Comparison) -> None:
+        """Keep what a claimed job measured; it is `invalid` when another processor ran.
 
         Raises:
-            DeviceError: The job has been started again since; the result is refused.
+            DeviceError: The job's lease has ended; the result is refused. Or the database is not
+                to be reached, which is retryable.
             UserError: The disk is full; what was kept before is intact, and the job will be
                 found and run again.
         """
-        data = json.dumps(measurement.to_json(), allow_nan=False)
-        with self._transaction() as connection:
-            self._end(connection, job, state="done")
+        data = json.dumps(result.to_json(), allow_nan=False)
+        ending: dict[str, Any] = {"state": "done"}
+        if result.fell_back and not job.allow_fallback:
+            ending = {"state": "invalid", "error": _fallback(job, result), "error_is_users": False}
+        with self._write() as connection:
+            number = self._end(connection, job, **ending)
             connection.execute(
-                insert(_measurements).from_select(
-                    ["job", "attempt", "measurement"],
-                    select(
-                        _jobs.c.number, _jobs.c.attempt, text(":data").bindparams(data=data)
-                    ).where(_jobs.c.id == job.id),
-                )
+                insert(_measurements).values(job=number, attempt=job.attempt, measurement=data)
             )
 
     def fail(self, job: Job, error: Exception) -> None:
         """Note why a claimed job failed; queue it again if that may help.
 
         Raises:
-            DeviceError: The job has been started again since.
+            DeviceError: As `finish`.
         """
         again = getattr(error, "retryable", False) and job.attempt < job.max_attempts
-        with self._transaction() as connection:
+        with self._write() as connection:
             self._end(
                 connection,
                 job,
@@ -348,42 +623,125 @@ class Store:
                 error_is_users=isinstance(error, ValueError),
             )
 
-    def withdraw(self, job_id: str) -> None:
-        """End a job that nobody waits for any more, unless it has ended."""
-        with self._transaction() as connection:
-            connection.execute(
-                update(_jobs)
-                .where(_jobs.c.id == job_id, _jobs.c.state.in_(("queued", "running")))
-                .values(state="failed", finished_at=_now(), error="interrupted")
-            )
+    def cancel(
+        self, ids: Collection[str] = (), group: str | None = None, reason: str = "cancelled"
+    ) -> list[Job]:
+        """End jobs that nobody waits for any more, unless they have ended.
 
-    def _end(self, connection: Connection, job: Job, **values: Any) -> None:
-        ended = connection.execute(
+        A board that works on one is left at its runner's next heartbeat.
+
+        Args:
+            ids: These jobs.
+            group: And those of this group.
+
+        Returns:
+            The jobs that this call ended.
+        """
+        chosen: ColumnElement[bool] = _jobs.c.id.in_(ids)
+        if group is not None:
+            chosen |= _jobs.c.batch == group
+        with self._write() as connection:
+            ended = connection.execute(
+                update(_jobs)
+                .where(
+                    chosen,
+                    _jobs.c.state.in_(("queued", "running")),
+                )
+                .values(state="cancelled", finished=self._now(), error=reason)
+                .returning(*_jobs.c)
+            ).all()
+        return [_job(row) for row in sorted(ended, key=lambda row: row.number)]
+
+    def _end(self, connection: Connection, job: Job, **values: Any) -> int:
+        number = connection.execute(
             update(_jobs)
             .where(_jobs.c.id == job.id, _jobs.c.attempt == job.attempt, _jobs.c.state == "running")
-            .values(finished_at=_now(), **values)
-        )
-        if ended.rowcount != 1:
+            .values(finished=self._now(), **values)
+            .returning(_jobs.c.number)
+        ).scalar_one_or_none()
+        if number is None:
             raise DeviceError(
                 f"job {job.id}: attempt {job.attempt} is no longer the one that counts; its "
                 "result is refused"
             )
+        return int(number)
+
+    def _know(self, connection: Connection, demand: str) -> None:
+        if demand in self._known_demands:
+            return
+        # Two may say it first at once: both dialects then let one of them.
+        connection.execute(
+            text("INSERT INTO demands (demand) VALUES (:demand) ON CONFLICT DO NOTHING"),
+            {"demand": demand},
+        )
+
+    def _now(self) -> ColumnElement[float]:
+        """Seconds since 1970, of the one clock that all who use the database share."""
+        if self._is_sqlite:
+            return literal(time.time(), Double)
+        return cast(func.extract("epoch", func.statement_timestamp()), Double)
+
+    def _make_tables(self) -> None:
+        # Two that open a new lab at once must not both make its tables.
+        with self.lock("tables", wait=True), self._write() as connection:
+            if not self._is_sqlite:
+                connection.execute(select(func.pg_advisory_xact_lock(0xC0A11)))
+            tables = inspect(connection).get_table_names()
+            if _schema.name not in tables and _jobs.name not in tables:
+                _metadata.create_all(connection)
+                connection.execute(insert(_schema).values(version=VERSION))
+            version = 1  # which did not say so
+            if _schema.name in tables or _jobs.name not in tables:
+                version = connection.execute(select(_schema.c.version)).scalar_one()
+        if version != VERSION:
+            raise UserError(
+                f"{self.where}: is of version {version}, and this Coralline reads version "
+                f"{VERSION}; move it aside to keep it, or give another place as --lab"
+            )
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _read(self) -> Iterator[Connection]:
+        with self._speaking(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        engine = self._engine.execution_options(writes=True)
+        with self._speaking(), engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
         try:
-            with self._engine.begin() as connection:
-                yield connection
-        except DatabaseError as error:
-            reason = str(error.orig)
-            if "locked" in reason:
+            yield
+        except IntegrityError:
+            raise
+        except PoolTimeout as error:
+            raise DeviceError(f"{self.where}: does not answer ({error})", retryable=True) from None
+        except DBAPIError as error:
+            reason = " ".join(str(error.orig).split())
+            if self._is_sqlite:
+                gone = "locked" in reason  # by another, for more than BUSY_S
+            else:
+                gone = isinstance(error, OperationalError | InterfaceError)
+            if gone:
                 raise DeviceError(
-                    f"{self._file}: is busy for more than {BUSY_S:g} s ({reason})", retryable=True
+                    f"{self.where}: does not answer ({reason})", retryable=True
                 ) from None
             raise UserError(
-                f"{self._file}: cannot be used ({reason}); what it holds is untouched: make "
-                "room or give another folder as --lab, then run again"
+                f"{self.where}: cannot be used ({reason}); what it holds is untouched: make "
+                "room or give another place as --lab, then run again"
             ) from None
+
+
+def _fallback(job: Job, result: Measurement | Comparison) -> str:
+    parts = (result.a, result.b) if isinstance(result, Comparison) else (result,)
+    found = next(part for part in parts if part.fell_back)
+    return (
+        f"{found.board}: {found.processor_asked} was asked for and {found.processor_ran} ran "
+        f"({found.processor}); use --allow-fallback if that is wanted; `coralline lab show "
+        f"{job.id}` has what was measured"
+    )
 
 
 def content_digest(path: Path) -> str:
@@ -404,11 +762,90 @@ def content_digest(path: Path) -> str:
         ) from None
 
 
+def _sqlite(file: Path) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{file.resolve()}",
+        connect_args={"timeout": BUSY_S, "isolation_level": None},
+    )
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        # Readers and a writer do not wait for each other.
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        # A transaction that reads before it writes would else fail, and not wait, beside another.
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql_url(where: str) -> URL:
+    try:
+        url = make_url(where)
+    except ArgumentError:
+        raise UserError(f"{where!r} is not a database URL") from None
+    if url.get_backend_name() != "postgresql":
+        raise UserError(
+            f"a lab in {url.get_backend_name()!r} is not known; give a folder, or "
+            "postgresql://user@host/database"
+        )
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _postgresql(url: URL) -> Engine:
+    # A server that is gone must be noticed long before HOLD_S.
+    patience = {
+        "connect_timeout": ANSWER_S,
+        "keepalives_idle": ANSWER_S,
+        "tcp_user_timeout": 1000 * ANSWER_S,
+        "options": f"-c statement_timeout={1000 * ANSWER_S}",
+    }
+    try:
+        return create_engine(
+            url, connect_args=patience, pool_pre_ping=True, pool_size=2, max_overflow=0
+        )
+    except ModuleNotFoundError as error:
+        raise UserError(f"a lab in PostgreSQL needs {error.name}; install coralline[lab]") from None
+
+
+def _this_start() -> str:
+    """Names this machine since it was last started."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
 def _job(row: Row[Any]) -> Job:
-    values = dict(row._mapping)
-    del values["number"]
-    return Job(**values)
+    return Job(
+        id=row.id,
+        demand=Demand.of_text(row.demand),
+        priority=row.priority,
+        deadline_at=_iso(row.deadline),
+        group=row.batch,
+        path=row.path,
+        digest=row.digest,
+        repetitions=row.repetitions,
+        warmup=row.warmup,
+        seconds=row.seconds,
+        against=row.against,
+        against_digest=row.against_digest,
+        allow_fallback=row.allow_fallback,
+        max_attempts=row.max_attempts,
+        state=row.state,
+        attempt=row.attempt,
+        board=row.board,
+        runner=row.runner,
+        submitted_at=_iso(row.submitted) or "",
+        started_at=_iso(row.started),
+        finished_at=_iso(row.finished),
+        error=row.error,
+        error_is_users=row.error_is_users,
+    )
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def _iso(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -58,6 +58,16 @@ def check_package(file: Path) -> list[Image]:
         UserError: It is not KFP's YAML, a reference in it leads nowhere, an image has no version
             or cannot be parsed, or a resource request is malformed.
     """
+    images = (_images(executor) for executor in executors(read_package(file)[0]).values())
+    return [parse_image(name) for name in sorted({name for names in images for name in names})]
+
+
+def read_package(file: Path) -> list[Spec]:
+    """The pipeline and the platforms of a compiled pipeline.
+
+    Raises:
+        UserError: As `check_package`, but for the images.
+    """
     import yaml
 
     text = read_text(file, "a compiled pipeline")
@@ -70,8 +80,7 @@ def check_package(file: Path) -> list[Image]:
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UserError(f"{file}: {faults[0]}{more}; compile the pipeline anew")
-    images = (_images(executor) for executor in _executors(documents[0]).values())
-    return [parse_image(name) for name in sorted({name for names in images for name in names})]
+    return documents
 
 
 def parse_image(reference: str) -> Image:
@@ -120,17 +129,19 @@ def _check_form(file: Path, documents: list[Any]) -> None:
     parsed("deploymentSpec", spec.get("deploymentSpec"), pipeline_spec_pb2.PipelineDeploymentConfig)
     for platform in documents[1:]:
         parsed("the platform", platform, pipeline_spec_pb2.PlatformSpec)
-    for name, step in _kubernetes(documents).items():
+    for name, step in kubernetes_settings(documents).items():
         message = kubernetes_executor_config_pb2.KubernetesExecutorConfig
         parsed(f"the platform of {name}", step, message)
 
 
-def _executors(spec: Spec) -> Spec:
-    executors: Spec = spec["deploymentSpec"].get("executors", {})
-    return executors
+def executors(pipeline: Spec) -> Spec:
+    """The steps' containers by name."""
+    found: Spec = pipeline["deploymentSpec"].get("executors", {})
+    return found
 
 
-def _kubernetes(documents: list[Spec]) -> dict[str, Any]:
+def kubernetes_settings(documents: list[Spec]) -> dict[str, Any]:
+    """What kfp-kubernetes set for each step."""
     steps: dict[str, Any] = {}
     for document in documents[1:]:
         platform = document.get("platforms", {}).get("kubernetes", {})
@@ -146,12 +157,12 @@ def _images(executor: Spec) -> Iterator[str]:
 
 def _dangling(documents: list[Spec]) -> Iterator[str]:
     spec = documents[0]
-    components, executors = spec.get("components", {}), _executors(spec)
-    for name in _kubernetes(documents).keys() - executors.keys():
+    components, containers = spec.get("components", {}), executors(spec)
+    for name in kubernetes_settings(documents).keys() - containers.keys():
         yield f"the platform has settings for {name}, which is not there"
     for name, component in components.items():
         label = component.get("executorLabel")
-        if label is not None and label not in executors:
+        if label is not None and label not in containers:
             yield f"{name} runs {label}, which is not there"
     for name, component in {"root": spec["root"], **components}.items():
         if "dag" in component:
@@ -199,7 +210,7 @@ def _sources(output: Spec) -> Iterator[Spec]:
 
 
 def _malformed(spec: Spec) -> Iterator[str]:
-    for name, executor in _executors(spec).items():
+    for name, executor in executors(spec).items():
         room = executor.get("container", {}).get("resources", {})
         for what in ("Cpu", "Memory"):
             asked: dict[str, float] = {}
@@ -207,7 +218,7 @@ def _malformed(spec: Spec) -> Iterator[str]:
                 text = room.get(f"resource{what}{end}")
                 if text is None or "{{" in text:
                     continue
-                value = _quantity(text)
+                value = parse_quantity(text)
                 if value is None or value <= 0:
                     asks = f"{what.lower()} {end.lower()} {text!r}"
                     yield f"{name}: {asks} is not a quantity like 500m or 2Gi"
@@ -220,7 +231,8 @@ def _malformed(spec: Spec) -> Iterator[str]:
             yield f"{name}: accelerator count {count!r} is not a positive number"
 
 
-def _quantity(text: str) -> float | None:
+def parse_quantity(text: str) -> float | None:
+    """What a quantity as `500m` or `2Gi` stands for, or None where it is none."""
     found = _QUANTITY.fullmatch(text)
     if found is None or found[2] not in _UNITS:
         return None

@@ -31,6 +31,9 @@ _SETTINGS = typer.Option(
 _CHECK_IMAGES = typer.Option(
     False, "--check-images", help="Ask the registries whether the images are there."
 )
+_KUBE_CONTEXT = typer.Option(
+    "", "--kube-context", help="Of kubectl: ask that cluster whether its nodes and secrets do."
+)
 _SERVICE_ACCOUNT = typer.Option("", "--service-account", help="Of the cluster, for the pods.")
 _RUN = typer.Argument(..., help="Id of a run.")
 _JSON = typer.Option(False, "--json", help="Print one JSON object.")
@@ -57,6 +60,7 @@ def submit(
     experiment: str = _EXPERIMENT,
     service_account: str = _SERVICE_ACCOUNT,
     check_images: bool = _CHECK_IMAGES,
+    kube_context: str = _KUBE_CONTEXT,
     namespace: str = _NAMESPACE,
     token_file: Path | None = _TOKEN_FILE,
     ca_file: Path | None = _CA_FILE,
@@ -68,6 +72,7 @@ def submit(
 
     with _package(name, check_images) as (package, pipeline):
         arguments = read_arguments(name, settings)
+        _check_room(package, kube_context, namespace, service_account)
         run = _server(host, namespace, token_file, ca_file).submit(
             package, pipeline, arguments, experiment=experiment, service_account=service_account
         )
@@ -89,6 +94,7 @@ def schedule(
     experiment: str = _EXPERIMENT,
     service_account: str = _SERVICE_ACCOUNT,
     check_images: bool = _CHECK_IMAGES,
+    kube_context: str = _KUBE_CONTEXT,
     namespace: str = _NAMESPACE,
     token_file: Path | None = _TOKEN_FILE,
     ca_file: Path | None = _CA_FILE,
@@ -114,6 +120,7 @@ def schedule(
     when = parse_cron(cron)
     with _package(name, check_images) as (package, pipeline):
         arguments = read_arguments(name, settings)
+        _check_room(package, kube_context, namespace, service_account)
         made = _server(host, namespace, token_file, ca_file).schedule(
             package,
             pipeline,
@@ -223,6 +230,15 @@ def _server(host: str, namespace: str, token_file: Path | None, ca_file: Path | 
         print(f"{why}\ntrying again in {pause_s:.0f} s", file=sys.stderr)
 
     return Server(Access(host, namespace, token_file, ca_file), say)
+
+
+def _check_room(package: Path, context: str, namespace: str, service_account: str) -> None:
+    if not context:
+        return
+    from pipelines.room import Cluster, check_room
+
+    # Where a server of one user runs its pods.
+    check_room(package, Cluster(context), namespace or "kubeflow", service_account)
 
 
 def _pipeline_name(name: str) -> str:

@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Event, Thread, Timer
-from time import perf_counter
+from threading import Event, Thread
+from time import monotonic, perf_counter
 from typing import Any
 
 from coralline.errors import DeviceError, UserError
@@ -28,6 +28,16 @@ Progress = Callable[[int, int], None]
 PROGRESS_S = 0.25
 """Least time between two reports: a line for each inference would disturb what is measured."""
 
+Stop = Callable[[], bool]
+"""Whether what runs is wanted no more; asked every STOP_S from a thread of its own."""
+
+STOP_S = 0.25
+
+
+def never() -> bool:
+    """The `Stop` of what is wanted to its end."""
+    return False
+
 
 def run_in_child(
     module: str,
@@ -37,6 +47,7 @@ def run_in_child(
     *,
     time_limit_s: float,
     keep_open: tuple[int, ...] = (),
+    stop: Stop = never,
 ) -> Any:
     """What `serve` answers in the child that runs `module`.
 
@@ -46,10 +57,11 @@ def run_in_child(
         what: Is running, for messages.
         time_limit_s: The child is killed after it.
         keep_open: File descriptors the child holds too; a lock on one lasts until it has ended.
+        stop: Ends the child.
 
     Raises:
         UserError: As raised in the child.
-        DeviceError: As raised in the child; or the child crashed or took too long.
+        DeviceError: As raised in the child; or the child crashed, took too long or was stopped.
     """
     said = converse(
         [sys.executable, "-P", "-m", module],
@@ -57,6 +69,7 @@ def run_in_child(
         on_progress,
         time_limit_s=time_limit_s,
         keep_open=keep_open,
+        stop=stop,
     )
     if said.has_answer:
         return said.answer()
@@ -114,6 +127,7 @@ def converse(
     *,
     time_limit_s: float,
     keep_open: tuple[int, ...] = (),
+    stop: Stop = never,
     environment: Mapping[str, str] | None = None,
     heartbeat_s: float | None = None,
     grace_s: float = 0.0,
@@ -123,9 +137,13 @@ def converse(
     However this returns or raises, the process has ended.
 
     Args:
+        stop: Ends the process.
         environment: Of the process; None for this one's.
         heartbeat_s: Send an empty line this often, for a process that may be far away.
         grace_s: How long after the end of its standard input it may take to end by itself.
+
+    Raises:
+        DeviceError: It was stopped.
     """
     child = subprocess.Popen(
         command,
@@ -141,7 +159,7 @@ def converse(
     errors: deque[str] = deque(maxlen=20)
     listener = Thread(target=errors.extend, args=(child.stderr,), daemon=True)
     listener.start()
-    over, timed_out = Event(), False
+    over, timed_out, stopped = Event(), False, False
     stdin = child.stdin
 
     def end() -> None:
@@ -156,10 +174,13 @@ def converse(
             child.wait(grace_s)
         child.kill()
 
-    def time_out() -> None:
-        nonlocal timed_out
-        timed_out = True
-        end()
+    def watch() -> None:
+        nonlocal timed_out, stopped
+        deadline = monotonic() + time_limit_s
+        while not over.wait(max(0.0, min(STOP_S, deadline - monotonic()))):
+            stopped, timed_out = stop(), monotonic() >= deadline
+            if stopped or timed_out:
+                end()
 
     def beat() -> None:
         with suppress(BrokenPipeError):
@@ -171,8 +192,8 @@ def converse(
 
     beating = Thread(target=beat, daemon=True)
     beating.start()
-    timer = Timer(time_limit_s, time_out)
-    timer.start()
+    watching = Thread(target=watch, daemon=True)
+    watching.start()
     last: dict[str, Any] = {}
     try:
         for line in child.stdout:
@@ -184,12 +205,14 @@ def converse(
                 on_progress(*last["progress"])
         child.wait()
     finally:
-        timer.cancel()
         end()
+        watching.join()
         child.wait()
         listener.join()
         child.stdout.close()
         child.stderr.close()
+    if stopped:
+        raise DeviceError("stopped: nobody waits for it any more", retryable=True)
     words = tuple(line.strip() for line in errors if line.strip())
     return Said(last, words, child.returncode, timed_out)
 

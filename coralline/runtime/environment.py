@@ -32,22 +32,44 @@ def machine() -> dict[str, Any]:
     }
 
 
-class LoadWatch:
-    """What else ran on this machine between making the watch and reading it."""
+class Watch:
+    """What happened to this machine between making the watch and reading it."""
 
     def __init__(self) -> None:
         self._load_before = os.getloadavg()[0]
+        self._celsius_before = _celsius()
+        self._throttled = _throttle_events()
         self._wall, self._busy, self._own = _core_seconds()
 
-    def read(self) -> dict[str, float]:
-        """Load averages before and after, and the cores that other processes kept busy."""
+    def read(self) -> dict[str, Any]:
+        """Load averages and temperatures before and after, the cores that other processes kept
+        busy, and how often the processor was slowed down."""
         wall, busy, own = _core_seconds()
         others = (busy - self._busy) - (own - self._own)
         return {
             "load_1min_before": self._load_before,
             "load_1min_after": os.getloadavg()[0],
             "cores_busy_with_others": max(others, 0.0) / max(wall - self._wall, 1e-9),
+            "celsius_before": self._celsius_before,
+            "celsius_after": _celsius(),
+            "throttle_events": _throttle_events() - self._throttled,
         }
+
+
+def _celsius() -> dict[str, float]:
+    """Temperatures by thermal zone; empty where there is no sensor."""
+    found = {}
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        text = _read(str(zone / "temp"))
+        if text:
+            found[zone.name] = int(text) / 1e3
+    return found
+
+
+def _throttle_events() -> int:
+    """How often cores were slowed for heat, where the kernel counts it (Intel)."""
+    counts = Path("/sys/devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count")
+    return sum(int(_read(str(path)) or 0) for path in counts)
 
 
 def _core_seconds() -> tuple[float, float, float]:

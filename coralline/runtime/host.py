@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coralline.runtime import environment
-from coralline.runtime.child import Progress, run_in_child, serve
+from coralline.runtime.child import Progress, Stop, never, run_in_child, serve
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import open_segments, run_pipeline
 
@@ -24,6 +24,7 @@ class HostRequest:
         board, board_kind: Written into it.
         repetitions: Samples of each mode.
         warmup: Inferences before the first sample of each mode.
+        seconds: As `run_pipeline` takes it.
         threads_per_stage: CPU threads of each stage.
         seed: Of the random inputs.
     """
@@ -34,6 +35,7 @@ class HostRequest:
     board_kind: str
     repetitions: int
     warmup: int
+    seconds: float | None = None
     threads_per_stage: int = 1
     seed: int = 0
 
@@ -44,12 +46,13 @@ def measure(
     *,
     time_limit_s: float,
     keep_open: tuple[int, ...] = (),
+    stop: Stop = never,
 ) -> Measurement:
     """Measure in a child process; see `run_in_child` for the arguments.
 
     Raises:
         UserError: The path holds nothing that can run.
-        DeviceError: The runtime crashed, took too long, or gave wrong bits.
+        DeviceError: The runtime crashed, took too long, was stopped, or gave wrong bits.
     """
     answer = run_in_child(
         __name__,
@@ -58,6 +61,7 @@ def measure(
         on_progress,
         time_limit_s=time_limit_s,
         keep_open=keep_open,
+        stop=stop,
     )
     return Measurement.from_json(answer)
 
@@ -66,16 +70,17 @@ def _measure_here(data: Mapping[str, Any], on_progress: Progress) -> dict[str, A
     request = HostRequest(**data)
     segments = open_segments(Path(request.path))
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    watch = environment.LoadWatch()
+    watch = environment.Watch()
     run = run_pipeline(
         segments,
         repetitions=request.repetitions,
         warmup=request.warmup,
+        seconds=request.seconds,
         threads_per_stage=request.threads_per_stage,
         seed=request.seed,
         on_progress=on_progress,
     )
-    load = watch.read()
+    seen = watch.read()
     delegated = sum(p["delegated"] for p in run.partitions)
     operators = sum(p["operators"] for p in run.partitions)
     return Measurement.of_run(
@@ -89,9 +94,12 @@ def _measure_here(data: Mapping[str, Any], on_progress: Progress) -> dict[str, A
         meter=None,
         started_at=started_at,
         energy_mj_per_inference=None,
+        processor_asked="cpu",
+        processor_ran="cpu",
+        delegated_share=delegated / operators,
         environment={
             **environment.machine(),
-            **load,
+            **seen,
             "threads_per_stage": request.threads_per_stage,
             "seed": request.seed,
             "partitions": list(run.partitions),

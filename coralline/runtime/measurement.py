@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coralline.errors import UserError
+from coralline.runtime import statistics
 
 if TYPE_CHECKING:
     from coralline.runtime.pipeline import PipelineRun
@@ -44,9 +46,18 @@ class Measurement:
             one sample an inference, pipeline full.
         transfer_ms: For each stage, copying in and out, one sample an inference, pipeline full.
         energy_mj_per_inference: Only when metered or simulated.
-        outputs_equal: Whether every output had the whole model's bits; None when the board cannot
-            run the model, or where its own kernels round otherwise than this machine's.
+        outputs_equal: Whether every output that was checked had the whole model's bits: all were,
+            but on a phone one a segment. None when the board cannot run the model, or where its
+            own kernels round otherwise than this machine's.
         environment: Processor, kernel, library versions, load, threads.
+        processor_asked: `cpu`, `gpu`, `nnapi`, `npu`, `edgetpu`, or several joined by `+`.
+        processor_ran: Likewise, by proof of the runtime.
+        delegated_share: Of the model's operators, those that the runtime's delegate for the
+            processor asked for ran; for the CPU that delegate is XNNPACK. None if untold.
+        latency_reported_ms: What the board's own program reports where it gives no samples, with
+            one inference in flight: `count`, `mean` and, where known, `min`, `max`, `std`, `p5`,
+            `p50`, `p95`. None where there are samples.
+        at_s: When each sample with one inference in flight began, from the first.
     """
 
     id: str
@@ -70,6 +81,11 @@ class Measurement:
     energy_mj_per_inference: float | None
     outputs_equal: bool | None
     environment: Mapping[str, Any]
+    processor_asked: str | None = None
+    processor_ran: str | None = None
+    delegated_share: float | None = None
+    latency_reported_ms: Mapping[str, float] | None = None
+    at_s: tuple[float, ...] = ()
 
     @staticmethod
     def of_run(run: PipelineRun, segments: SegmentSet, **facts: Any) -> Measurement:
@@ -86,6 +102,7 @@ class Measurement:
             first_inference_ms=run.first_inference_ms,
             latency_ms=tuple(run.latency_ms.tolist()),
             full_latency_ms=tuple(run.full_latency_ms.tolist()),
+            at_s=tuple(run.at_s.tolist()),
             wall_s=run.wall_s,
             stage_busy_ms=rows(run.stage_busy_ms),
             queue_wait_ms=rows(run.queue_wait_ms),
@@ -93,6 +110,66 @@ class Measurement:
             outputs_equal=run.outputs_equal,
             **facts,
         )
+
+    @staticmethod
+    def merged(parts: Sequence[Measurement]) -> Measurement:
+        """One measurement of several of the same plan on the same board, in their order.
+
+        The first inference is the median of theirs; of what stands beside the samples, the last
+        part's is kept, and for what `marks` reads the mean or the sum.
+
+        Args:
+            parts: At least one.
+        """
+        first, last = parts[0], parts[-1]
+        begun = [datetime.fromisoformat(part.started_at) for part in parts]
+        energies = [part.energy_mj_per_inference for part in parts]
+        known = [energy for energy in energies if energy is not None]
+        environment = {**last.environment, "turns": len(parts)}
+        for name, combine in (
+            ("cores_busy_with_others", np.mean),
+            ("throttle_events", sum),
+            ("lost_samples", sum),
+        ):
+            if name in environment:
+                environment[name] = float(combine([part.environment[name] for part in parts]))
+
+        def joined(name: str) -> tuple[float, ...]:
+            return tuple(value for part in parts for value in getattr(part, name))
+
+        def rows(name: str) -> tuple[tuple[float, ...], ...]:
+            by_stage = zip(*(getattr(part, name) for part in parts), strict=True)
+            return tuple(tuple(value for row in stage for value in row) for stage in by_stage)
+
+        return replace(
+            first,
+            first_inference_ms=float(np.median([part.first_inference_ms for part in parts])),
+            latency_ms=joined("latency_ms"),
+            full_latency_ms=joined("full_latency_ms"),
+            at_s=tuple(
+                (start - begun[0]).total_seconds() + at
+                for part, start in zip(parts, begun, strict=True)
+                for at in part.at_s
+            ),
+            wall_s=sum(part.wall_s for part in parts),
+            stage_busy_ms=rows("stage_busy_ms"),
+            queue_wait_ms=rows("queue_wait_ms"),
+            transfer_ms=rows("transfer_ms"),
+            energy_mj_per_inference=(sum(known) / len(known) if len(known) == len(parts) else None),
+            outputs_equal=first.outputs_equal
+            if all(part.outputs_equal == first.outputs_equal for part in parts)
+            else None,
+            environment=environment,
+            processor_ran=next(
+                (part.processor_ran for part in parts if part.fell_back), first.processor_ran
+            ),
+            latency_reported_ms=_reported(parts),
+        )
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether another processor ran operators than the one asked for."""
+        return self.processor_asked != self.processor_ran
 
     def latency_percentile_ms(self, percent: float) -> float:
         """A percentile of the latency with one inference in flight (linear interpolation)."""
@@ -111,6 +188,10 @@ class Measurement:
 
     def summary(self) -> dict[str, float]:
         """The metrics that tables and MLflow show."""
+        if self.latency_reported_ms is not None:
+            reported = {f"latency_{k}_ms": v for k, v in self.latency_reported_ms.items()}
+            del reported["latency_count_ms"]
+            return {**reported, "first_inference_ms": self.first_inference_ms}
         values = {
             "latency_p50_ms": self.latency_percentile_ms(50),
             "latency_p90_ms": self.latency_percentile_ms(90),
@@ -123,9 +204,50 @@ class Measurement:
             values["energy_mj_per_inference"] = self.energy_mj_per_inference
         return values
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What speaks against it: see `coralline.runtime.statistics.marks`."""
+        # What a device model computes does not depend on the state of this machine.
+        if self.board_kind == "edgetpu-sim":
+            return ()
+        found = statistics.marks(self.latency_ms, self.at_s, self.environment)
+        if self.fell_back:
+            found = (
+                f"fell back: {self.processor_asked} was asked for and {self.processor_ran} ran",
+                *found,
+            )
+        return found
+
+    def statistics(self) -> dict[str, Any]:
+        """Percentiles of the latency with one inference in flight, and how sure they are.
+
+        Returns:
+            For `p50`, `p90` and `p99`: `value`, `low` and `high` (95 % bootstrap interval), and
+            `at_most`, which the percentile does not exceed with a confidence of 99 % (MLPerf's
+            early stopping; None with too few samples). `drift`: last minute over first. Empty
+            where the board gives no samples.
+        """
+        if not self.latency_ms:
+            return {}
+        drift = statistics.drift(self.at_s, self.latency_ms) if self.at_s else None
+        found: dict[str, Any] = {
+            f"p{percent}": {
+                **statistics.percentile(self.latency_ms, percent).to_json(),
+                "at_most": statistics.early_stopping_ms(self.latency_ms, percent),
+            }
+            for percent in (50, 90, 99)
+        }
+        return {**found, "drift": drift and drift.to_json()}
+
     def to_json(self) -> dict[str, Any]:
-        """A `coralline.measurement/v1` object, with the summary for readers of the file."""
-        return {"schema": SCHEMA, **asdict(self), "summary": self.summary()}
+        """A `coralline.measurement/v1` object; what follows from it is added for readers."""
+        return {
+            "schema": SCHEMA,
+            **asdict(self),
+            "summary": self.summary(),
+            "statistics": self.statistics(),
+            "marks": list(self.marks),
+        }
 
     @staticmethod
     def from_json(data: Any) -> Measurement:
@@ -136,13 +258,30 @@ class Measurement:
         """
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise UserError(f"is not a measurement; its `schema` must be {SCHEMA}")
-        names = Measurement.__dataclass_fields__
-        missing = [name for name in names if name not in data]
+        known = Measurement.__dataclass_fields__.values()
+        missing = [f.name for f in known if f.name not in data and f.default is MISSING]
         if missing:
             raise UserError(f"the measurement lacks {', '.join(missing)}")
-        values = {name: data[name] for name in names}
-        for name in ("latency_ms", "full_latency_ms"):
-            values[name] = tuple(values[name])
+        values = {field.name: data[field.name] for field in known if field.name in data}
+        for name in ("latency_ms", "full_latency_ms", "at_s"):
+            values[name] = tuple(values.get(name, ()))
         for name in ("stage_busy_ms", "queue_wait_ms", "transfer_ms"):
             values[name] = tuple(tuple(row) for row in values[name])
         return Measurement(**values)
+
+
+def _reported(parts: Sequence[Measurement]) -> Mapping[str, float] | None:
+    """What programs without samples reported, together; percentiles cannot be put together."""
+    found = [part.latency_reported_ms for part in parts]
+    told = [report for report in found if report is not None]
+    if len(told) < len(parts):
+        return None
+    counts = [report["count"] for report in told]
+    together = {
+        "count": sum(counts),
+        "mean": float(np.average([report["mean"] for report in told], weights=counts)),
+    }
+    for name, combine in (("min", min), ("max", max)):
+        if all(name in report for report in told):
+            together[name] = combine(report[name] for report in told)
+    return together

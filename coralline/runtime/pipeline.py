@@ -9,6 +9,7 @@ out of the stage that writes it and into each stage that reads it, and never oth
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ class PipelineRun:
         first_inference_ms: Of the fresh pipeline.
         latency_ms: float64 (N,): one item in flight, from entering the first stage to leaving
             the last.
+        at_s: float64 (N,): when each of these began, from the first.
         full_latency_ms: float64 (N,): the same with the pipeline kept full, so with queueing.
         wall_s: With the pipeline full: from the exit of the item before the first sample to the
             exit of the last sample.
@@ -59,6 +61,7 @@ class PipelineRun:
     warmup: int
     first_inference_ms: float
     latency_ms: NDArray[np.float64]
+    at_s: NDArray[np.float64]
     full_latency_ms: NDArray[np.float64]
     wall_s: float
     stage_busy_ms: NDArray[np.float64]
@@ -189,6 +192,7 @@ def run_pipeline(
     *,
     repetitions: int,
     warmup: int,
+    seconds: float | None = None,
     threads_per_stage: int = 1,
     seed: int = 0,
     on_progress: Progress | None = None,
@@ -200,6 +204,8 @@ def run_pipeline(
         repetitions: Samples, N, of each of the two modes.
         warmup: Inferences before the first sample of each mode; at least what fills the
             pipeline is used.
+        seconds: After so long one item in flight gives no more samples, and the full pipeline
+            as many as it gave.
         threads_per_stage: CPU threads of each stage.
         seed: Of the random inputs.
         on_progress: Called after each inference.
@@ -221,11 +227,13 @@ def run_pipeline(
         total = 1 + 2 * (warmup + repetitions)
         received = 0
 
-        def run(count: int, in_flight: int) -> NDArray[np.float64]:
-            """float64 (count, K, 5): `_Item.times` of `count` inferences."""
+        def run(count: int, in_flight: int, until: float = math.inf) -> NDArray[np.float64]:
+            """float64 (count, K, 5): `_Item.times` of `count` inferences, fewer if late."""
             nonlocal received
             start, times = received, []
             for i in range(count):
+                if i > warmup and perf_counter() > until:
+                    break
                 while pipeline.sent < min(start + count, start + i + in_flight):
                     pipeline.send(inputs[pipeline.sent % CHECKED_INPUTS])
                 item = pipeline.receive()
@@ -244,8 +252,9 @@ def run_pipeline(
             return np.array(times)
 
         first = run(1, 1)
-        alone = run(warmup + repetitions, 1)
-        full = run(warmup + repetitions, pipeline.n_items)
+        until = math.inf if seconds is None else perf_counter() + seconds
+        alone = run(warmup + repetitions, 1, until)
+        full = run(len(alone), pipeline.n_items)
         partitions = tuple(model.partitions() for model in pipeline.models)
 
     before, started, fed, done, left = np.moveaxis(full[warmup:], (2, 1), (0, 1))
@@ -253,6 +262,7 @@ def run_pipeline(
         warmup=warmup,
         first_inference_ms=float(_latency_ms(first)[0]),
         latency_ms=_latency_ms(alone[warmup:]),
+        at_s=alone[warmup:, 0, 0] - alone[warmup, 0, 0],
         full_latency_ms=_latency_ms(full[warmup:]),
         wall_s=float(full[-1, -1, 4] - full[warmup - 1, -1, 4]),
         stage_busy_ms=1e3 * (done - fed),

@@ -55,6 +55,7 @@ def simulate_pipeline(
         warmup=warmup,
         first_inference_ms=latency + float(cached) / MIB * device.stream_ms_per_mib,
         latency_ms=np.full(repetitions, latency),
+        at_s=np.arange(repetitions, dtype=np.float64) * latency / 1e3,
         full_latency_ms=(leave[-1] - before[0])[warmup:],
         wall_s=float(leave[-1, -1] - leave[-1, warmup - 1]) / 1e3,
         stage_busy_ms=np.broadcast_to(busy, (k, repetitions)),

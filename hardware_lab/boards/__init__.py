@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 
 
@@ -20,15 +21,20 @@ class Task:
         path: A folder that `coralline split` wrote, or a plain .tflite.
         repetitions: Samples of each mode.
         warmup: Inferences before the first sample of each mode.
+        seconds: After so long a mode gives no more samples; None for no such limit.
         keep_open: File descriptors that every process working on the board must hold: the
             board's lock lasts until all of them have ended.
+        stop: Once it is true the board must be left at once, however far the task is: another
+            runner may soon have the board.
     """
 
     id: str
     path: Path
     repetitions: int
     warmup: int
+    seconds: float | None = None
     keep_open: tuple[int, ...] = ()
+    stop: Stop = never
 
 
 class Board(Protocol):
@@ -44,7 +50,8 @@ class Board(Protocol):
 
     @property
     def resource(self) -> str:
-        """What it works on: of the boards with one resource, one works at a time."""
+        """What it works on: of the boards with one resource, one works at a time. No other thing
+        in the lab has this name; `here` makes one for a part of this machine."""
 
     def check(self) -> str:
         """One line on what the board is now.
@@ -62,11 +69,23 @@ class Board(Protocol):
         """
 
 
+def here(part: str) -> str:
+    """The resource that is a part of this machine."""
+    return f"{part}-{socket.gethostname()}"
+
+
 def board_kinds() -> Mapping[str, type[Board]]:
     """The kinds that an inventory may name."""
+    from hardware_lab.boards.android import Android
     from hardware_lab.boards.coral_local import CoralLocal
     from hardware_lab.boards.edgetpu_sim import SimulatedEdgeTpu
     from hardware_lab.boards.host import Host
     from hardware_lab.boards.ssh import Ssh
 
-    return {"coral-local": CoralLocal, "edgetpu-sim": SimulatedEdgeTpu, "host": Host, "ssh": Ssh}
+    return {
+        "android": Android,
+        "coral-local": CoralLocal,
+        "edgetpu-sim": SimulatedEdgeTpu,
+        "host": Host,
+        "ssh": Ssh,
+    }

@@ -21,7 +21,7 @@ from coralline.errors import DeviceError, UserError
 from coralline.runtime.child import Progress, converse
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import open_segments
-from hardware_lab.boards import Task
+from hardware_lab.boards import Task, here
 from hardware_lab.boards.ssh import (
     COMMAND_S,
     END_S,
@@ -51,7 +51,6 @@ class CoralLocal:
     time_limit_s: float = 3600.0
 
     kind = "coral-local"
-    resource = "coral"
 
     def __post_init__(self) -> None:
         for selector in self.selectors:
@@ -68,6 +67,11 @@ class CoralLocal:
     def selectors(self) -> tuple[str, ...]:
         """The devices in the order of the stages."""
         return tuple(selector.strip() for selector in self.devices.split(","))
+
+    @property
+    def resource(self) -> str:
+        """The accelerators; libedgetpu opens each for one process."""
+        return here("coral")
 
     def check(self) -> str:
         """Runtime and accelerators; opens each of them."""
@@ -105,6 +109,7 @@ class CoralLocal:
                 on_progress,
                 time_limit_s=self.time_limit_s,
                 keep_open=task.keep_open,
+                stop=task.stop,
             )
         return make_measurement(answer, segments, task, self, started_at)
 

@@ -13,7 +13,7 @@ from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import QUEUE_DEPTH, open_segments
 from coralline.runtime.simulate import simulate_pipeline, simulated_energy_mj
 from coralline.staging import Plan, StagingProblem, evaluate
-from hardware_lab.boards import Task
+from hardware_lab.boards import Task, here
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,15 @@ class SimulatedEdgeTpu:
     device: str
 
     kind = "edgetpu-sim"
-    # The simulation computes on this machine and must not disturb what the host measures.
-    resource = "cpu"
 
     def __post_init__(self) -> None:
         if not load_device(self.device).simulated:
             raise UserError(f"device {self.device!r} is not marked simulated")
+
+    @property
+    def resource(self) -> str:
+        """The simulation computes on this machine and must not disturb what the host measures."""
+        return here("cpu")
 
     def check(self) -> str:
         """Which device model it simulates."""

@@ -9,7 +9,7 @@ from coralline.runtime import environment
 from coralline.runtime.child import Progress
 from coralline.runtime.host import HostRequest, measure
 from coralline.runtime.measurement import Measurement
-from hardware_lab.boards import Task
+from hardware_lab.boards import Task, here
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,17 @@ class Host:
     time_limit_s: float = 3600.0
 
     kind = "host"
-    resource = "cpu"
 
     def __post_init__(self) -> None:
         if self.threads_per_stage < 1:
             raise UserError("threads_per_stage must be at least 1")
         if self.time_limit_s <= 0:
             raise UserError("time_limit_s must be above 0")
+
+    @property
+    def resource(self) -> str:
+        """The cores, which no two measurements share."""
+        return here("cpu")
 
     def check(self) -> str:
         """Processor, cores and runtime version."""
@@ -49,8 +53,13 @@ class Host:
             board_kind=self.kind,
             repetitions=task.repetitions,
             warmup=task.warmup,
+            seconds=task.seconds,
             threads_per_stage=self.threads_per_stage,
         )
         return measure(
-            request, on_progress, time_limit_s=self.time_limit_s, keep_open=task.keep_open
+            request,
+            on_progress,
+            time_limit_s=self.time_limit_s,
+            keep_open=task.keep_open,
+            stop=task.stop,
         )

@@ -349,12 +349,14 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     warmup, repetitions = max(request["warmup"], pipeline.n_items), request["repetitions"]
     total = 1 + 2 * (warmup + repetitions)
     check = Check(request["outputs"], outputs)
-    before = conditions()
+    before, busy = conditions(), core_seconds()
     state: dict[str, Any] = {"sent": 0, "received": 0, "told": 0.0}
 
-    def run(count: int, in_flight: int) -> Any:
+    def run(count: int, in_flight: int, until: float = float("inf")) -> Any:
         start, times = state["received"], []
         for i in range(count):
+            if i > warmup and time.perf_counter() > until:
+                break
             while state["sent"] < min(start + count, start + i + in_flight):
                 pipeline.send(state["sent"], inputs[state["sent"] % n_samples])
                 state["sent"] += 1
@@ -371,8 +373,12 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         return np.array(times)
 
     first = run(1, 1)
-    alone = run(warmup + repetitions, 1)
-    full = run(warmup + repetitions, pipeline.n_items)
+    until = float("inf")
+    if request["seconds"] is not None:
+        until = time.perf_counter() + request["seconds"]
+    alone = run(warmup + repetitions, 1, until)
+    full = run(len(alone), pipeline.n_items)
+    others = cores_busy_with_others(busy)
     ready, started, fed, done, left = np.moveaxis(full[warmup:], (2, 1), (0, 1))
 
     def latency(times: Any) -> Any:
@@ -382,6 +388,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "warmup": warmup,
         "first_inference_ms": latency(first)[0],
         "latency_ms": latency(alone[warmup:]),
+        "at_s": (alone[warmup:, 0, 0] - alone[warmup, 0, 0]).tolist(),
         "full_latency_ms": latency(full[warmup:]),
         "wall_s": float(full[-1, -1, 4] - full[warmup - 1, -1, 4]),
         "stage_busy_ms": (1e3 * (done - fed)).tolist(),
@@ -394,6 +401,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "devices": request["devices"],
         "board": board(),
         "conditions": {"before": before, "after": conditions()},
+        "cores_busy_with_others": others,
     }
 
 
@@ -536,14 +544,43 @@ def board() -> dict[str, Any]:
 
 
 def conditions() -> dict[str, Any]:
-    """Load and temperatures now; degrees Celsius by zone, empty where there is no sensor."""
+    """Load, temperatures and throttling now.
+
+    Degrees Celsius by zone, empty where there is no sensor; `throttle_events` counts up.
+    """
     zones = {}
     base = "/sys/class/thermal"
     for zone in sorted(os.listdir(base)) if os.path.isdir(base) else ():
         text = read(os.path.join(base, zone, "temp")).strip()
         if zone.startswith("thermal_zone") and text:
             zones[zone] = int(text) / 1e3
-    return {"load_1min": os.getloadavg()[0], "celsius": zones}
+    return {
+        "load_1min": os.getloadavg()[0],
+        "celsius": zones,
+        "throttle_events": throttle_events(),
+    }
+
+
+def throttle_events() -> int:
+    """How often cores of an Intel CPU were slowed for heat; on a Raspberry Pi, how many of the
+    firmware's four reasons to slow down (bits 16 to 19) have occurred since it started."""
+    cores = "/sys/devices/system/cpu/cpu%d/thermal_throttle/core_throttle_count"
+    count = sum(int(read(cores % i) or 0) for i in range(os.cpu_count() or 1))
+    firmware = read("/sys/devices/platform/soc/soc:firmware/get_throttled").strip()
+    return count + bin(int(firmware, 16) >> 16 & 15).count("1") if firmware else count
+
+
+def core_seconds() -> Any:
+    """Now; seconds of all cores that were not idle; those of this process."""
+    fields = [float(field) for field in read("/proc/stat").partition("\n")[0].split()[1:9]]
+    busy = sum(fields) - fields[3] - fields[4]  # without idle and iowait
+    return time.perf_counter(), busy / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
+def cores_busy_with_others(since: Any) -> float:
+    """How many cores other processes kept busy since then, on average."""
+    wall, busy, own = (now - then for now, then in zip(core_seconds(), since))
+    return max(busy - own, 0.0) / max(wall, 1e-9)
 
 
 def read(path: str) -> str:

@@ -23,7 +23,7 @@ from uuid import uuid4
 import numpy as np
 
 from coralline.errors import DeviceError, UserError
-from coralline.runtime.child import Progress, converse
+from coralline.runtime.child import Progress, Stop, converse, never
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import PipelineRun, open_segments
 from coralline.runtime.references import write_references
@@ -151,6 +151,7 @@ class Ssh:
             on_progress,
             time_limit_s=self.time_limit_s,
             keep_open=task.keep_open,
+            stop=task.stop,
         )
         return make_measurement(answer, segments, task, self, started_at)
 
@@ -232,6 +233,7 @@ class Ssh:
         *,
         time_limit_s: float,
         keep_open: tuple[int, ...] = (),
+        stop: Stop = never,
     ) -> Any:
         """What the payload answers."""
         said = converse(
@@ -240,6 +242,7 @@ class Ssh:
             on_progress,
             time_limit_s=time_limit_s,
             keep_open=keep_open,
+            stop=stop,
             environment=_environment(),
             heartbeat_s=HEARTBEAT_S,
             grace_s=END_S,
@@ -357,6 +360,7 @@ def make_request(
         "references": file_digest(references),
         "repetitions": task.repetitions,
         "warmup": task.warmup,
+        "seconds": task.seconds,
         "threads_per_stage": threads_per_stage,
         "devices": list(devices),
     }
@@ -371,6 +375,7 @@ def make_measurement(
         warmup=answer["warmup"],
         first_inference_ms=answer["first_inference_ms"],
         latency_ms=np.array(answer["latency_ms"]),
+        at_s=np.array(answer["at_s"]),
         full_latency_ms=np.array(answer["full_latency_ms"]),
         wall_s=answer["wall_s"],
         stage_busy_ms=np.array(answer["stage_busy_ms"]),
@@ -378,6 +383,7 @@ def make_measurement(
         transfer_ms=np.array(answer["transfer_ms"]),
         outputs_equal=answer["bit_equal"] or None,
     )
+    proof = _proof(answer, segments)
     return Measurement.of_run(
         run,
         segments,
@@ -385,7 +391,7 @@ def make_measurement(
         board=board.name,
         board_kind=board.kind,
         simulated=False,
-        processor=_processor(answer, segments),
+        processor=proof.told,
         meter=None,
         started_at=started_at,
         energy_mj_per_inference=None,
@@ -395,25 +401,49 @@ def make_measurement(
             "load_1min_after": conditions["after"]["load_1min"],
             "celsius_before": conditions["before"]["celsius"],
             "celsius_after": conditions["after"]["celsius"],
+            "throttle_events": conditions["after"]["throttle_events"]
+            - conditions["before"]["throttle_events"],
+            "cores_busy_with_others": answer["cores_busy_with_others"],
             "threads_per_stage": answer["threads_per_stage"],
             "devices": answer["devices"],
             "partitions": answer["partitions"],
             "largest_output_difference": answer["largest_difference"],
         },
+        processor_asked=proof.processor,
+        processor_ran=proof.processor,
+        delegated_share=proof.share,
     )
 
 
-def _processor(answer: Mapping[str, Any], segments: SegmentSet) -> str:
+@dataclass(frozen=True)
+class _Proof:
+    """Which processor ran, in words and as `Measurement` has it.
+
+    It is always the one that was asked for: the payload fails where an Edge TPU takes no compiled
+    operator, and which operators the CPU runs beside it is settled when segments are compiled.
+    """
+
+    told: str
+    processor: str
+    share: float | None
+
+
+def _proof(answer: Mapping[str, Any], segments: SegmentSet) -> _Proof:
     told = [p for p in answer["partitions"] if p is not None]
     if len(told) < len(answer["partitions"]):
-        return "CPU; the runtime does not tell which operators a delegate ran"
+        return _Proof("CPU; the runtime does not tell which operators a delegate ran", "cpu", None)
     if answer["devices"]:
         compiled = [s.compiled or {} for s in segments.segments]
         mapped = sum(c.get("mapped_operators", 0) for c in compiled)
         left = sum(c.get("unmapped_operators", 0) for c in compiled)
-        return f"Edge TPU; it ran {mapped} of {mapped + left} operators, the CPU the others"
+        return _Proof(
+            f"Edge TPU; it ran {mapped} of {mapped + left} operators, the CPU the others",
+            "edgetpu+cpu" if left else "edgetpu",
+            mapped / (mapped + left) if mapped else None,
+        )
     delegated, operators = (sum(p[key] for p in told) for key in ("delegated", "operators"))
-    return f"CPU; XNNPACK ran {delegated} of {operators} operators"
+    text = f"CPU; XNNPACK ran {delegated} of {operators} operators"
+    return _Proof(text, "cpu", delegated / operators)
 
 
 def _path(text: str) -> Path:

@@ -88,4 +88,4 @@ def test_an_interrupted_bench_ends_at_once_and_withdraws_its_job(tmp_path: Path)
     os.kill(child.pid, signal.SIGINT)
     said = child.communicate(timeout=30)[1]
     assert (child.returncode, said) == (130, "coralline: interrupted\n")
-    assert [(job.state, job.error) for job in store.jobs()] == [("failed", "interrupted")]
+    assert [(job.state, job.error) for job in store.jobs()] == [("cancelled", "interrupted")]

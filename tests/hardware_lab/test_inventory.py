@@ -9,7 +9,7 @@ import pytest
 from coralline.errors import UserError
 from hardware_lab.boards.edgetpu_sim import SimulatedEdgeTpu
 from hardware_lab.boards.host import Host
-from hardware_lab.inventory import load_inventory
+from hardware_lab.inventory import Demand, load_inventory, parse_needs
 
 HEAD = "schema: coralline.inventory/v1\n"
 
@@ -49,13 +49,13 @@ def test_options_reach_the_board(tmp_path: Path) -> None:
         (
             HEAD + "boards:\n  a: {}\n",
             3,
-            "has no `kind`; choose coral-local, edgetpu-sim, host, ssh",
+            "has no `kind`; choose android, coral-local, edgetpu-sim, host, ssh",
         ),
         (
             HEAD + "boards:\n  a:\n    kind: jetson\n",
             4,
-            "kind 'jetson', which this version has no driver for; choose coral-local, edgetpu-sim, "
-            "host, ssh",
+            "kind 'jetson', which this version has no driver for; choose android, coral-local, "
+            "edgetpu-sim, host, ssh",
         ),
         (HEAD + "boards:\n  a:\n    kind: host\n    cores: 2\n", 5, "option 'cores' is not known"),
         (
@@ -70,6 +70,14 @@ def test_options_reach_the_board(tmp_path: Path) -> None:
         ),
         (HEAD + "boards:\n  a: {kind: host, threads_per_stage: 0}\n", 3, "at least 1"),
         (HEAD + "boards:\n  a: {kind: host, time_limit_s: -1}\n", 3, "above 0"),
+        (HEAD + "boards:\n  a:\n    kind: host\n    tags: [usb3]\n", 5, "tags must be a mapping"),
+        (
+            HEAD + "boards:\n  a:\n    kind: host\n    tags:\n      usb3: 1\n      edgetpu: many\n",
+            7,
+            "tag edgetpu is 'many'; it must be a whole number",
+        ),
+        (HEAD + "boards:\n  a:\n    kind: host\n    tags:\n      tpu: 0\n", 6, "above 0"),
+        (HEAD + "boards:\n  a:\n    kind: host\n    tags:\n      Edge TPU: 1\n", 6, "'Edge TPU'"),
         (HEAD + "boards:\n  a: {kind: edgetpu-sim}\n", 3, "lacks 'device'"),
         (HEAD + "boards:\n  a: {kind: edgetpu-sim, device: tpu9}\n", 3, "'tpu9' is not known"),
         (HEAD + "boards:\n  a: {kind: edgetpu-sim, device: host-cpu}\n", 3, "not marked simulated"),
@@ -90,3 +98,38 @@ def test_no_such_file_or_board(tmp_path: Path) -> None:
         load_inventory(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="choose host, edgetpu-usb-sim"):
         load_inventory().board("coral")
+
+
+def test_who_meets_a_demand(tmp_path: Path) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text(
+        HEAD + "boards:\n"
+        "  one: {kind: host, tags: {edgetpu: 1, usb3: 1}}\n"
+        "  four: {kind: host, tags: {edgetpu: 4}}\n"
+        "  none: {kind: host}\n"
+    )
+    inventory = load_inventory(path)
+    for board, needs, meeting in [
+        (None, {"edgetpu": 1}, ["one", "four"]),
+        (None, {"edgetpu": 2}, ["four"]),
+        (None, {"edgetpu": 1, "usb3": 1}, ["one"]),
+        ("none", {}, ["none"]),
+        ("four", {"edgetpu": 4}, ["four"]),
+    ]:
+        demand = Demand(board, needs)
+        assert inventory.meeting(demand) == meeting
+        inventory.check(demand)
+        assert Demand.of_text(demand.to_text()) == demand
+    with pytest.raises(UserError, match=r"any with edgetpu 8; .*: edgetpu \(up to 4\), usb3"):
+        inventory.check(Demand(None, {"edgetpu": 8}))
+    with pytest.raises(UserError, match="no board is one with edgetpu 2"):
+        inventory.check(Demand("one", {"edgetpu": 2}))
+    with pytest.raises(UserError, match="board 'five' is not known; choose one"):
+        inventory.check(Demand("five"))
+
+
+def test_needs_as_they_are_typed() -> None:
+    assert parse_needs(["usb3", "edgetpu=4"]) == {"usb3": 1, "edgetpu": 4}
+    for text in ["", "=4", "edgetpu=", "edgetpu=0", "edgetpu=-1", "edgetpu=four", "Edge TPU"]:
+        with pytest.raises(UserError, match="is not a tag"):
+            parse_needs([text])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coralline.runtime.measurement import Measurement
+from hardware_lab.cli import _samples
+from hardware_lab.store import Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 
@@ -50,6 +53,34 @@ def test_bench_says_simulated_wherever_it_is(call: Any) -> None:
             assert "simulated" in line
 
 
+def test_bench_against(call: Any, tmp_path: Path) -> None:
+    out = tmp_path / "c.json"
+    pcie = ("--board", "edgetpu-usb-sim", "-n", "20", "--against", str(INT8))
+    found = json.loads(call("bench", str(INT8), *pcie, "--json", "--out", str(out)))
+    assert found == json.loads(out.read_text())
+    # A device model has no moods: the same plan twice differs by nothing.
+    ratio = found["ratios"]["latency_p50_ms"]
+    assert ratio["value"] == ratio["low"] == ratio["high"] == 1
+    assert out.with_suffix(".a.parquet").exists() and out.with_suffix(".b.parquet").exists()
+    shown = call("lab", "show", found["a"]["id"])
+    assert "4 blocks of A B B A" in shown and "p50, ms" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ((None, None, None), (1024, 60.0)),
+        ((20, None, None), (20, None)),
+        ((None, 5.0, None), (1024, 5.0)),
+        ((None, None, 99.0), (662, None)),
+        ((100, None, 90.0), (100, None)),
+    ],
+)
+def test_how_many_samples_a_job_asks_for(options: Any, asked: Any) -> None:
+    found = _samples(*options)
+    assert (found["repetitions"], found["seconds"]) == asked
+
+
 def test_submit_run_jobs_show(call: Any) -> None:
     job = json.loads(call("lab", "submit", str(INT8), "-b", "edgetpu-pcie-sim", "--json"))
     assert job["state"] == "queued"
@@ -60,6 +91,50 @@ def test_submit_run_jobs_show(call: Any) -> None:
     shown = json.loads(call("lab", "show", job["id"], "--json"))
     assert shown["measurement"]["id"] == job["id"]
     assert "simulated" in call("lab", "show", job["id"])
+
+
+def test_jobs_by_tag_and_group(call: Any, tmp_path: Path) -> None:
+    inventory = tmp_path / "lab.yaml"
+    inventory.write_text(
+        "schema: coralline.inventory/v1\nboards:\n"
+        "  small: {kind: edgetpu-sim, device: edgetpu-usb, tags: {edgetpu: 1}}\n"
+        "  large: {kind: edgetpu-sim, device: edgetpu-usb, tags: {edgetpu: 4, pcie: 1}}\n"
+    )
+    lab = ("--inventory", str(inventory))
+    submit = ("lab", "submit", str(INT8), *lab, "--json")
+    assert "edgetpu 4, pcie 1" in call("lab", "boards", *lab)
+    wanted = ("--need", "edgetpu=2", "--need", "pcie", "--group", "a", "--priority", "3")
+    job = json.loads(call(*submit, *wanted, "--deadline", "8h"))
+    assert job["demand"] == {"board": None, "needs": {"edgetpu": 2, "pcie": 1}}
+    assert (job["priority"], job["group"]) == (3, "a") and job["deadline_at"] > job["submitted_at"]
+    other = json.loads(call(*submit, "--board", "small", "--group", "b"))
+    ran = json.loads(call("lab", "run", *lab, "--group", "a", "--json"))["jobs"]
+    assert [(j["id"], j["board"], j["state"]) for j in ran] == [(job["id"], "large", "done")]
+    cancelled = json.loads(call("lab", "cancel", "--group", "b", "--json"))["jobs"]
+    assert [(j["id"], j["state"]) for j in cancelled] == [(other["id"], "cancelled")]
+    assert json.loads(call("lab", "run", *lab, "--json")) == {"jobs": []}
+    for arguments, said in [
+        ([*submit, "--need", "edgetpu=8"], "no board is any with edgetpu 8"),
+        ([*submit, "--need", "pcie", "--deadline", "8"], "write 90s, 30m, 8h or 2d"),
+        (["lab", "cancel"], "nothing to cancel"),
+    ]:
+        assert said in call(*arguments, code=2)
+
+
+def test_a_runner_takes_jobs_until_it_is_told_to_end(call: Any, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from coralline.cli.main import main; main()"]
+    process = subprocess.Popen(
+        [*command, "lab", "runner"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    job = json.loads(call("lab", "submit", str(INT8), "--board", "edgetpu-usb-sim", "--json"))
+    store = Store(tmp_path / ".coralline" / "lab")
+    limit = time.monotonic() + 60
+    while store.job(job["id"]).state != "done" and time.monotonic() < limit:
+        time.sleep(0.1)
+    process.terminate()
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 0, said
+    assert f"job {job['id']}: done" in said and "ended" in said.splitlines()[-1]
 
 
 def test_boards_and_health(call: Any) -> None:
@@ -78,7 +153,7 @@ def test_bad_input_is_one_line_and_exit_2(call: Any, tmp_path: Path) -> None:
         (["bench", str(truncated)], "truncated or damaged"),
         (["bench", str(INT8), "-n", "0"], "repetitions is 0"),
         (["lab", "show", "nope"], "'nope' is not in"),
-        (["lab", "jobs", "--state", "lost"], "choose queued, running, done, failed"),
+        (["lab", "jobs", "--state", "lost"], "choose queued, running, done, invalid, failed"),
         (["lab", "boards", "--inventory", "none.yaml"], "no such file"),
     ]:
         said = call(*arguments, code=2)

@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event
@@ -20,14 +20,13 @@ from coralline.graph import read_graph
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.split import split_model
 from hardware_lab.boards import Task
-from hardware_lab.inventory import load_inventory
+from hardware_lab.inventory import Demand, load_inventory
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Job, Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 SIM = "edgetpu-usb-sim"
 INVENTORY = load_inventory()
-BOARDS = list(INVENTORY.boards)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +41,10 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "lab")
 
 
-def submit(store: Store, path: Path, board: str = SIM, repetitions: int = 30) -> Job:
-    return store.submit(path, board, repetitions=repetitions, warmup=2)
+def submit(
+    store: Store, path: Path, board: str = SIM, repetitions: int = 30, **options: Any
+) -> Job:
+    return store.submit(path, Demand(board), repetitions=repetitions, warmup=2, **options)
 
 
 def runner(store: Store, code: str = "") -> subprocess.Popen[bytes]:
@@ -55,7 +56,7 @@ def runner(store: Store, code: str = "") -> subprocess.Popen[bytes]:
         "from hardware_lab.inventory import load_inventory\n"
         "def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
         f"{code}\n"
-        f"runner.run_jobs(store.Store(Path({str(store.folder)!r})), load_inventory())\n"
+        f"runner.run_jobs(store.Store(Path({str(Path(store.where).parent)!r})), load_inventory())\n"
     )
     return subprocess.Popen([sys.executable, "-c", script])
 
@@ -93,8 +94,8 @@ def test_jobs_of_both_kinds_of_board_are_run(store: Store, segments: Path) -> No
 
 
 def test_only_the_jobs_asked_for(store: Store, segments: Path) -> None:
-    first, second = submit(store, segments), submit(store, segments)
-    assert [job.id for job in run_jobs(store, INVENTORY, [second.id])] == [second.id]
+    first, second = submit(store, segments), submit(store, segments, group="mine")
+    assert [job.id for job in run_jobs(store, INVENTORY, "mine")] == [second.id]
     assert store.job(first.id).state == "queued"
 
 
@@ -178,47 +179,6 @@ def test_a_runner_killed_at_a_nasty_point(
     assert store.measurement(job.id).id == job.id
 
 
-def test_a_job_that_kills_its_runners_is_given_up(store: Store, segments: Path) -> None:
-    killer, other = submit(store, segments), submit(store, segments)
-    for _ in range(killer.max_attempts):
-        store.recover(BOARDS)
-        claimed = store.claim(BOARDS, "doomed")
-        assert claimed is not None and claimed.id == killer.id
-    run_jobs(store, INVENTORY)
-    assert store.job(killer.id).state == "failed"
-    assert store.job(killer.id).error == "its runner ended 3 times while it ran"
-    assert store.job(other.id).state == "done"
-
-
-def test_a_stale_result_is_refused(store: Store, segments: Path) -> None:
-    job = submit(store, segments)
-    run_jobs(store, INVENTORY)
-    measurement = store.measurement(job.id)
-
-    second = submit(store, segments)
-    stale = store.claim(BOARDS, "first")
-    assert stale is not None and stale.id == second.id
-    store.recover(BOARDS)
-    current = store.claim(BOARDS, "second")
-    assert current is not None and current.attempt == stale.attempt + 1
-    with pytest.raises(DeviceError, match="is refused"):
-        store.finish(stale, replace(measurement, id=second.id))
-    with pytest.raises(DeviceError, match="is refused"):
-        store.fail(stale, DeviceError("late"))
-    assert store.job(second.id) == current
-    store.finish(current, replace(measurement, id=second.id))
-    with pytest.raises(DeviceError, match="is refused"):
-        store.finish(current, replace(measurement, id=second.id))
-    assert store.measurement(second.id).id == second.id
-
-
-def test_the_database_refuses_a_second_running_job_on_a_board(store: Store, segments: Path) -> None:
-    submit(store, segments), submit(store, segments)
-    assert store.claim(BOARDS, "one") is not None
-    with pytest.raises(UserError, match="UNIQUE"):
-        store.claim(BOARDS, "two")
-
-
 def test_two_runners_share_a_lab(store: Store, segments: Path) -> None:
     jobs = [submit(store, segments, ("host", SIM)[i % 2], repetitions=300) for i in range(8)]
     processes = [runner(store), runner(store)]
@@ -233,17 +193,18 @@ def test_two_runners_share_a_lab(store: Store, segments: Path) -> None:
 
 
 def test_waiting_for_a_job_that_another_runner_has(store: Store, segments: Path) -> None:
-    job = submit(store, segments, "host", repetitions=10_000)
+    job = submit(store, segments, "host", repetitions=10_000, group="mine")
     process = runner(store)
     wait_for(lambda: store.job(job.id).state == "running")
-    assert run_jobs(store, INVENTORY, [job.id]) == []
+    assert run_jobs(store, INVENTORY, "mine") == []
     assert store.job(job.id).state == "done" and store.job(job.id).attempt == 1
     assert process.wait(60) == 0
 
 
 def test_full_disk(store: Store, segments: Path) -> None:
-    first, second = submit(store, segments), submit(store, segments, repetitions=5000)
-    run_jobs(store, INVENTORY, [first.id])
+    first = submit(store, segments)
+    run_jobs(store, INVENTORY)
+    second = submit(store, segments, repetitions=5000)
     kept = store.measurement(first.id)
 
     def no_room(connection: object, *_: object) -> None:
@@ -251,7 +212,7 @@ def test_full_disk(store: Store, segments: Path) -> None:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]  # type: ignore[attr-defined]
         connection.execute(f"PRAGMA max_page_count = {pages}")  # type: ignore[attr-defined]
 
-    full = Store(store.folder)
+    full = Store(Path(store.where).parent)
     event.listen(full._engine, "connect", no_room)
     full._engine.dispose()
     with pytest.raises(UserError, match=r"lab\.sqlite: .*full.* untouched: make room"):

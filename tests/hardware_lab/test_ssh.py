@@ -33,7 +33,7 @@ from coralline.tflite.segments import SegmentSet
 from coralline.tflite.split import split_model
 from hardware_lab.boards import Task, payload, ssh
 from hardware_lab.boards.ssh import PAYLOAD, Ssh
-from hardware_lab.inventory import Inventory, load_inventory
+from hardware_lab.inventory import Demand, Inventory, load_inventory
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
 
@@ -260,7 +260,7 @@ def test_a_job_of_the_lab(board: Ssh, segments: Path, tmp_path: Path) -> None:
     inventory = load_inventory(lab)
     assert inventory.board("pi") == board
     store = Store(tmp_path / "lab")
-    job = store.submit(segments, "pi", repetitions=10, warmup=1)
+    job = store.submit(segments, Demand("pi"), repetitions=10, warmup=1)
     with store.lock(board.resource) as held:
         assert held is not None
         # Another runner has the board: the job waits, and the lab's lock is what it waits for.
@@ -278,10 +278,10 @@ def test_two_jobs_on_one_board_run_one_after_the_other(
     board: Ssh, segments: Path, tmp_path: Path
 ) -> None:
     twin = replace(board, name="the same pi")
-    inventory = Inventory({"pi": board, "the same pi": twin})
+    inventory = Inventory({"pi": board, "the same pi": twin}, {"pi": {}, "the same pi": {}})
     store = Store(tmp_path / "lab")
     for name in inventory.boards:
-        store.submit(segments, name, repetitions=300, warmup=1)
+        store.submit(segments, Demand(name), repetitions=300, warmup=1)
     runners = [Thread(target=run_jobs, args=(store, inventory), daemon=True) for _ in range(2)]
     for runner in runners:
         runner.start()

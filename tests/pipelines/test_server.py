@@ -345,6 +345,7 @@ def test_the_verbs(
         (("submit", "respect", "--set", "seed"), "write NAME=VALUE"),
         (("submit", "respekt"), "choose one of respect"),
         (("submit", "none.yaml"), "no such file"),
+        (("submit", "respect", "--kube-context", "nowhere"), "--kube-context nowhere: "),
         (("schedule", "respect", "--cron", "0 2 * * *"), "has 5 fields, not six"),
         (("schedule", "respect"), "either --cron EXPRESSION or --off"),
     ],

@@ -1,0 +1,643 @@
+"""`android`: a phone over adb, measured with TFLite's or LiteRT's own benchmark program.
+
+The inventory names the program, built for Android: `benchmark_model` (google-ai-edge/LiteRT,
+tflite/tools/benchmark) or `benchmark_litert_model` (litert/tools). It is sent to the phone with
+the segments, each file once, by its SHA-256. It gives a summary of its inferences and no
+samples: so does the measurement, and says so.
+
+Asked for a processor it cannot use, either program runs on the CPU and ends well. Which processor
+ran is therefore read from what the runtime logs of each delegate, and nothing else counts.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coralline.errors import DeviceError, UserError
+from coralline.runtime.child import Progress, Stop
+from coralline.runtime.measurement import Measurement
+from coralline.runtime.pipeline import open_segments
+from coralline.runtime.references import write_stage_references
+from coralline.tflite.segments import SegmentSet
+from hardware_lab.boards import Task
+from hardware_lab.boards.adb import Adb
+from hardware_lab.boards.payload import BoardError, Check
+from hardware_lab.boards.ssh import file_digest
+
+RUNTIMES = ("tflite", "litert")
+PROCESSORS = ("cpu", "gpu", "nnapi", "npu")
+COMMAND_S = 30.0
+"""Longest that a short command on the phone may take."""
+PROFILED_RUNS = 50
+"""Inferences of the run that is profiled; it is not timed, since profiling slows it."""
+
+DELEGATES = {
+    "TfLiteXNNPackDelegate": "cpu",
+    "TfLiteGpuDelegateV2": "gpu",
+    "LITERT_CL": "gpu",
+    "LITERT_WEBGPU": "gpu",
+    "TfLiteNnapiDelegate": "nnapi",
+    "TfLiteHexagonDelegate": "npu",
+    "DispatchDelegate": "npu",
+}
+"""Which processor a delegate stands for, by the name that the runtime logs."""
+
+_FACTS = """
+for p in ro.product.manufacturer ro.product.model ro.soc.model ro.build.version.release \
+ro.build.fingerprint ro.boot.qemu; do echo "$p=$(getprop $p)"; done
+echo "kernel=$(uname -r)"; echo "cores=$(nproc)"
+"""
+_CONDITIONS = """
+echo "load=$(cut -d' ' -f1 /proc/loadavg)"
+for z in /sys/class/thermal/thermal_zone*; do
+  t=$(cat $z/temp 2>/dev/null) && echo "celsius ${z##*/} $(cat $z/type)=$t"; done
+for c in /sys/devices/system/cpu/cpufreq/policy*; do
+  g=$(cat $c/scaling_governor 2>/dev/null) && echo "clock ${c##*/}=$g $(cat $c/scaling_max_freq)"
+done
+dumpsys battery 2>/dev/null | sed -n 's/^ *\\(level\\|temperature\\|status\\): /battery \\1=/p'
+true
+"""
+
+
+@dataclass(frozen=True)
+class Android:
+    """A phone or board with Android and USB debugging.
+
+    Attributes:
+        binary: The benchmark program on this machine, built for the phone.
+        runtime: Whose program it is: `tflite` (benchmark_model) or `litert`
+            (benchmark_litert_model).
+        serial: As `adb devices` lists it, or `address:port`; empty for the only device.
+        processor: `cpu`, `gpu`, `nnapi` or `npu`.
+        accelerator: NNAPI's name of the processor, as `qti-htp`, for `nnapi` or `npu`.
+        library: For `npu`, on the phone: the vendor's external delegate (tflite) or dispatch
+            library (litert).
+        threads: CPU threads.
+        cpus: Cores to run on, as the mask that taskset takes (`f0`); empty for any.
+        time_limit_s: A measurement, or sending one file, that takes longer is ended.
+        folder: Where files are kept on the phone.
+    """
+
+    name: str
+    binary: str
+    runtime: str = "tflite"
+    serial: str = ""
+    processor: str = "cpu"
+    accelerator: str = ""
+    library: str = ""
+    threads: int = 1
+    cpus: str = ""
+    time_limit_s: float = 3600.0
+    folder: str = "/data/local/tmp/coralline"
+
+    kind = "android"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("runtime", self.runtime, RUNTIMES),
+            ("processor", self.processor, PROCESSORS),
+        ):
+            if value not in known:
+                raise UserError(f"{name} {value!r} is not known; choose {', '.join(known)}")
+        for name, text, pattern in (
+            ("serial", self.serial, r"[A-Za-z0-9._:-]*"),
+            ("accelerator", self.accelerator, r"[A-Za-z0-9._-]*"),
+            ("library", self.library, r"(/[A-Za-z0-9._/-]+)?"),
+            ("cpus", self.cpus, r"[0-9a-fA-F]*"),
+            ("folder", self.folder, r"/[A-Za-z0-9._/-]+"),
+        ):
+            if not re.fullmatch(pattern, text):
+                raise UserError(f"{name} {text!r} is not of the form {pattern}")
+        if self.processor == "npu" and not (self.library or self.accelerator):
+            raise UserError(
+                "an npu needs `library`, the vendor's delegate on the phone, or `accelerator`, "
+                "its name in NNAPI"
+            )
+        if self.runtime == "litert" and (self.processor == "nnapi" or self.accelerator):
+            raise UserError("benchmark_litert_model has no NNAPI; choose processor npu")
+        if self.threads < 1:
+            raise UserError("threads must be at least 1")
+        if self.time_limit_s <= 0:
+            raise UserError("time_limit_s must be above 0")
+
+    @property
+    def resource(self) -> str:
+        """Boards with one serial are one phone."""
+        return f"android-{self.serial or 'only'}"
+
+    def check(self) -> str:
+        """Model, Android and cores of the phone, as it tells."""
+        self._binary()
+        phone = Adb(self.serial, self.name)
+        serial = phone.open()
+        facts = self._facts(phone)
+        return f"{_title(facts)}, {facts['cores']} cores, {serial} ready"
+
+    def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
+        """Send what the phone lacks, run each segment there, and fetch what the program says."""
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        deadline = time.monotonic() + self.time_limit_s
+        segments = open_segments(task.path)
+        binary = self._binary()
+        phone = Adb(self.serial, self.name)
+        phone.open()
+        session = _Session(phone, f"{self.folder}/jobs/{task.id}", binary, deadline, task.stop)
+        models = [segments.folder / segment.file for segment in segments.segments]
+        with tempfile.TemporaryDirectory() as folder:
+            references = _References(segments, Path(folder))
+            self._clean(phone)
+            try:
+                self._must(phone, f"mkdir -p {self.folder}/files {session.job}")
+                facts, before = self._facts(phone), self._conditions(phone)
+                self._keep(session, [*models, *references.files])
+                stages = []
+                for s, model in enumerate(models):
+                    stages.append(self._stage(session, task, model, references.of(s)))
+                    if on_progress is not None:
+                        on_progress(s + 1, len(models))
+                after = self._conditions(phone)
+            finally:
+                with suppress(DeviceError):  # the phone is gone; the next job cleans it
+                    phone.open()
+                    self._clean(phone)
+        emulated = facts["ro.boot.qemu"] == "1"
+        ran, share = _processors(stages)
+        whole = _whole(stages)
+        checked = [stage["largest_difference"] for stage in stages]
+        return Measurement(
+            id=task.id,
+            model=segments.model,
+            model_digest=segments.model_digest,
+            plan=segments.plan,
+            board=self.name,
+            board_kind=self.kind,
+            simulated=emulated,
+            processor=f"{'emulated ' if emulated else ''}{_title(facts)}: {_told(stages)}",
+            meter=None,
+            started_at=started_at,
+            warmup=task.warmup,
+            first_inference_ms=sum(stage["first_ms"] for stage in stages),
+            latency_ms=(),
+            full_latency_ms=(),
+            wall_s=0.0,
+            stage_busy_ms=((),) * len(stages),
+            queue_wait_ms=((),) * len(stages),
+            transfer_ms=((),) * len(stages),
+            energy_mj_per_inference=None,
+            outputs_equal=all(stage["bit_equal"] for stage in stages) or None,
+            environment={
+                **facts,
+                "emulated": emulated,
+                "before": before,
+                "after": after,
+                "threads": self.threads,
+                "cpus": self.cpus or None,
+                "runtime": self.runtime,
+                "lost_samples": 0 if task.seconds else max(task.repetitions - whole["count"], 0),
+                "binary_digest": file_digest(binary),
+                "stages": stages,
+                "largest_output_difference": max(
+                    (d for d in checked if d is not None), default=None
+                ),
+            },
+            processor_asked=self.processor,
+            processor_ran=ran,
+            delegated_share=share,
+            latency_reported_ms=whole,
+        )
+
+    # ------------------------------------------------------------ one segment
+
+    def _stage(
+        self, session: _Session, task: Task, model: Path, reference: _Reference
+    ) -> dict[str, Any]:
+        """Run one segment timed, then profiled; what the program told of both."""
+        left = _left(session.deadline)
+        longest = left if task.seconds is None else min(left, task.seconds)
+        timed = [
+            f"--num_runs={task.repetitions}",
+            f"--warmup_runs={max(task.warmup, 1)}",
+            f"--max_secs={longest:.3f}",
+        ]
+        said = self._run(session, model, timed)
+        first, latency = parse_latency(said)
+        found: dict[str, Any] = {
+            "first_ms": first,
+            "latency_ms": latency,
+            "delegates": parse_delegates(said),
+            "asked": parse_asked(said),
+            "profile": [],
+            "largest_difference": None,
+            "bit_equal": False,
+        }
+        found["processor"], found["share"] = self._proof(found["delegates"], found["asked"])
+        if self.runtime == "tflite":
+            runs = min(task.repetitions, PROFILED_RUNS)
+            profiled = [
+                f"--num_runs={runs}",
+                f"--max_secs={_left(session.deadline):.3f}",
+                "--enable_op_profiling=true",
+                "--op_profiling_output_mode=csv",
+                f"--op_profiling_output_file={session.job}/profile.csv",
+                f"--output_filepath={session.job}/output",
+                *reference.flags(self.folder),
+            ]
+            self._run(session, model, profiled)
+            found["profile"] = parse_profile(session.pull("profile.csv").decode(errors="replace"))
+            output = session.pull("output")
+            found["bit_equal"], found["largest_difference"] = self._compare(
+                reference, output, model
+            )
+        return found
+
+    def _run(self, session: _Session, model: Path, flags: Sequence[str]) -> str:
+        """What the program prints; it has ended on the phone when this returns."""
+        left = _left(session.deadline)
+        words = [
+            f"{self.folder}/files/{file_digest(session.binary)}",
+            f"--graph={self.folder}/files/{file_digest(model)}",
+            f"--num_threads={self.threads}",
+            "--min_secs=0",
+            "--warmup_min_secs=0",
+            *self._processor_flags(),
+            *flags,
+        ]
+        if self.cpus:
+            words = ["taskset", self.cpus, *words]
+        # The shell becomes the program, so that the kept process id is the program's.
+        command = f"cd {session.job} && echo $$ > pid && exec {shlex.join(words)} 2>&1"
+        ran = session.phone.shell(command, time_limit_s=left, stop=session.stop)
+        if ran.code in (126, 127):
+            raise DeviceError(
+                f"{self.name}: the phone cannot run {session.binary} ({_last(ran.output)}); name "
+                "one that is built for its processor as `binary` in the inventory"
+            )
+        if ran.code != 0:
+            raise DeviceError(
+                f"{self.name}: {session.binary.name} ended with exit code {ran.code} "
+                f"({_last(ran.output)})"
+            )
+        return ran.output
+
+    def _processor_flags(self) -> list[str]:
+        if self.runtime == "litert":
+            flags = {"cpu": [], "gpu": ["--use_gpu=true"], "npu": ["--use_npu=true"]}[
+                self.processor
+            ]
+            if self.library:
+                flags.append(f"--dispatch_library_path={self.library}")
+            return flags
+        if self.processor == "cpu":
+            return ["--use_xnnpack=true"]
+        if self.processor == "gpu":
+            return ["--use_gpu=true"]
+        if self.library:
+            return [f"--external_delegate_path={self.library}"]
+        named = [f"--nnapi_accelerator_name={self.accelerator}"] if self.accelerator else []
+        return ["--use_nnapi=true", "--disable_nnapi_cpu=true", *named]
+
+    def _proof(
+        self, delegates: Sequence[Mapping[str, Any]], asked: str | None
+    ) -> tuple[str, float | None]:
+        """The processors that ran a segment, joined by `+`, and the share that the asked one ran.
+
+        Args:
+            delegates: As `parse_delegates`.
+            asked: As `parse_asked`; it alone counts where no delegate is logged.
+        """
+        total = delegates[0]["of"] if delegates else 0
+        mine = sum(d["nodes"] for d in delegates if self._is_asked(d["name"]))
+        if delegates:
+            share = min(mine / total, 1.0) if total else 0.0
+        elif asked is not None:
+            share = {"completely": 1.0, "partially": None, "not": 0.0}[asked]
+        else:
+            # Nothing is said of a delegate: the runtime's plain kernels ran it.
+            share = 0.0
+        if self.processor == "cpu":
+            others = {DELEGATES.get(d["name"], d["name"]) for d in delegates if d["nodes"]}
+            return "+".join(sorted(others | {"cpu"})), share
+        if share == 0.0:
+            return "cpu", share
+        return (self.processor if share == 1.0 else f"{self.processor}+cpu"), share
+
+    def _is_asked(self, delegate: str) -> bool:
+        known = DELEGATES.get(delegate)
+        if self.processor == "npu" and self.accelerator:
+            return known == "nnapi"  # NNAPI was told to use this one and no other
+        if self.processor == "npu" and known is None:
+            return bool(self.library)  # an external delegate has the name its vendor gave it
+        return known == self.processor
+
+    def _compare(self, reference: _Reference, output: bytes, model: Path) -> tuple[bool, float]:
+        size = sum(array.nbytes for array in reference.outputs)
+        if len(output) != size:
+            raise DeviceError(
+                f"{self.name}: the outputs of {model.name} have {len(output)} bytes; the lab's "
+                f"reference has {size}"
+            )
+        names = [str(i) for i in range(len(reference.outputs))]
+        buffers, at = {}, 0
+        for name, array in zip(names, reference.outputs, strict=True):
+            data = np.frombuffer(output, array.dtype, array.size, at)
+            buffers[name] = data.reshape(array.shape)
+            at += array.nbytes
+        check = Check(names, [list(reference.outputs)])
+        try:
+            check.item(0, {"number": 0, "buffers": buffers})
+        except BoardError as error:
+            raise DeviceError(f"{self.name}: {model.name}: {error}") from None
+        return bool(check.bit_equal), check.largest_difference
+
+    # ------------------------------------------------------------ the phone
+
+    def _binary(self) -> Path:
+        path = Path(self.binary).expanduser().absolute()
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; the inventory names it as `binary` of board "
+                f"{self.name!r}: build or download benchmark_model for Android "
+                "(https://ai.google.dev/edge/litert/models/measurement)"
+            )
+        return path
+
+    def _facts(self, phone: Adb) -> dict[str, str]:
+        return dict(_pairs(self._must(phone, _FACTS)))
+
+    def _conditions(self, phone: Adb) -> dict[str, Any]:
+        """Load, temperatures, clocks and battery now."""
+        found: dict[str, Any] = {"celsius": {}, "clock": {}, "battery": {}}
+        for key, value in _pairs(self._must(phone, _CONDITIONS)):
+            group, _, name = key.partition(" ")
+            if group == "load":
+                found["load_1min"] = float(value)
+            elif group == "celsius":
+                # Thousandths of a degree by the kernel's rule; some vendors give degrees.
+                degrees = float(value)
+                found["celsius"][name] = degrees / 1e3 if abs(degrees) >= 1e3 else degrees
+            elif group in found:
+                found[group][name] = value
+        return found
+
+    def _keep(self, session: _Session, files: Sequence[Path]) -> None:
+        """Send the program and the files that the phone has not, and check what arrived."""
+        phone = session.phone
+        kept = set(self._must(phone, f"ls {self.folder}/files").split())
+        for path in (session.binary, *files):
+            digest = file_digest(path)
+            target = f"{self.folder}/files/{digest}"
+            if digest not in kept:
+                left = _left(session.deadline)
+                phone.push(path, target, mode=0o755, time_limit_s=left, stop=session.stop)
+            said = self._must(phone, f"sha256sum {target}")
+            if said.split()[0] != digest:
+                self._must(phone, f"rm -f {target}")
+                raise DeviceError(
+                    f"{self.name}: {path.name} was damaged on the phone; it is removed",
+                    retryable=True,
+                )
+
+    def _clean(self, phone: Adb) -> None:
+        """End what a job left running, and remove its files."""
+        self._must(
+            phone,
+            f"for p in {self.folder}/jobs/*/pid; do "
+            'pid=$(cat "$p" 2>/dev/null) || continue; '
+            f'if grep -q {self.folder}/ "/proc/$pid/cmdline" 2>/dev/null; then kill -9 "$pid"; fi; '
+            f"done; rm -rf {self.folder}/jobs {self.folder}/files/*.part",
+        )
+
+    def _must(self, phone: Adb, command: str) -> str:
+        ran = phone.shell(command, time_limit_s=COMMAND_S)
+        if ran.code != 0:
+            raise DeviceError(
+                f"{self.name}: a command failed on the phone ({_last(ran.output)}); make room in "
+                f"{self.folder} or name another `folder` in the inventory"
+            )
+        return ran.output
+
+
+# ------------------------------------------------------------------ what the program prints
+
+
+def parse_latency(said: str) -> tuple[float, dict[str, float]]:
+    """First inference and summary of the timed ones, both in ms, from the program's output.
+
+    It prints a line of statistics, in microseconds, after the warm-up and one after the timed
+    inferences; equal values are printed once (tensorflow/core/util/stats_calculator.h).
+
+    Returns:
+        The first warm-up inference, and `count`, `min`, `max`, `mean`, `std`, and where the
+        program knows them `p5`, `p50`, `p95`.
+
+    Raises:
+        DeviceError: The output holds no such lines.
+    """
+    lines: list[dict[str, str]] = [
+        dict(re.findall(r"(\w+)=([\d.e+-]+)", line)) for line in _statistics(said)
+    ]
+    if len(lines) < 2 or int(lines[-1]["count"]) < 1 or int(lines[0]["count"]) < 1:
+        raise DeviceError(f"the benchmark program tells no latencies ({_last(said)})")
+    warmup, timed = lines[0], lines[-1]
+    names = {"min": "min", "max": "max", "avg": "mean", "p5": "p5", "median": "p50", "p95": "p95"}
+    if "min" in timed:
+        found = {new: float(timed[old]) / 1e3 for old, new in names.items() if old in timed}
+        found["std"] = float(timed["std"]) / 1e3
+    else:
+        found = dict.fromkeys(names.values(), float(timed["curr"]) / 1e3) | {"std": 0.0}
+    first = float(warmup.get("first") or warmup["curr"]) / 1e3
+    return first, {"count": float(timed["count"]), **found}
+
+
+def _statistics(said: str) -> list[str]:
+    # The profile ends with such a line too; it is not of inferences.
+    return re.findall(r"^(?:[A-Z]+: )?(count=.*)$", said, re.MULTILINE)
+
+
+def parse_delegates(said: str) -> list[dict[str, Any]]:
+    """What the runtime logs of each delegate that took operators: `name`, `nodes`, `of`."""
+    return [
+        {"name": name, "nodes": int(nodes), "of": int(of)}
+        for nodes, of, name in re.findall(
+            r"Replacing (\d+) out of (\d+) node\(s\) with delegate \(([^)]*)\)", said
+        )
+    ]
+
+
+def parse_asked(said: str) -> str | None:
+    """How much the delegate asked for runs: `completely`, `partially`, `not`; None if untold."""
+    if re.search(r"Explicitly applied .* delegate, and the model graph will be completely", said):
+        return "completely"
+    if re.search(r"Explicitly applied .* delegate, and the model graph will be partially", said):
+        return "partially"
+    if re.search(r"Though .* delegate is explicitly applied, the model graph will not", said):
+        return "not"
+    return None
+
+
+def parse_profile(text: str) -> list[dict[str, Any]]:
+    """Time of each operator from the CSV profile: `type`, `name`, `mean_ms`, `calls`.
+
+    Operators in the order in which they ran. A type may hold commas; names hold none.
+    """
+    _, _, runs = text.partition("Operator-wise Profiling Info for Regular Benchmark Runs")
+    _, _, table = runs.partition("Run Order")
+    lines = table.splitlines()[1:]
+    if not lines:
+        return []
+    columns = [column.strip() for column in lines[0].split(",")]
+    if not {"node type", "avg_ms", "times called", "name"} <= set(columns):
+        return []
+    found = []
+    for line in lines[1:]:
+        cells = [cell.strip() for cell in line.split(",")]
+        extra = len(cells) - len(columns)
+        if extra < 0:
+            break
+        row = dict(zip(columns[1:], cells[extra + 1 :], strict=True))
+        found.append(
+            {
+                "type": ", ".join(cells[: extra + 1]),
+                "name": row["name"].strip('"'),
+                "mean_ms": float(row["avg_ms"]),
+                "calls": int(row["times called"]),
+            }
+        )
+    return found
+
+
+# ------------------------------------------------------------------ one job
+
+
+@dataclass(frozen=True)
+class _Session:
+    """A job's folder on the phone, what runs in it, and until when."""
+
+    phone: Adb
+    job: str
+    binary: Path
+    deadline: float
+    stop: Stop
+
+    def pull(self, name: str) -> bytes:
+        return self.phone.pull(f"{self.job}/{name}", time_limit_s=_left(self.deadline))
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """One input of a segment, as files by digest, and the lab's outputs for it."""
+
+    inputs: tuple[Path, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    outputs: tuple[Any, ...]
+
+    def flags(self, folder: str) -> list[str]:
+        """Have benchmark_model use the input; it does not mind what the layers are called."""
+        names = [f"i{j}" for j in range(len(self.inputs))]
+        shapes = [",".join(map(str, shape)) for shape in self.shapes]
+        files = [
+            f"{name}:{folder}/files/{file_digest(path)}"
+            for name, path in zip(names, self.inputs, strict=True)
+        ]
+        return [
+            f"--input_layer={','.join(names)}",
+            f"--input_layer_shape={':'.join(shapes)}",
+            f"--input_layer_value_files={','.join(files)}",
+        ]
+
+
+class _References:
+    """Inputs and outputs of every segment, computed on this machine."""
+
+    def __init__(self, segments: SegmentSet, folder: Path) -> None:
+        path = folder / "references.npz"
+        write_stage_references(segments, path)
+        self._stages = []
+        with np.load(path, allow_pickle=False) as kept:
+            for s, segment in enumerate(segments.segments):
+                inputs = []
+                for j in range(len(segment.inputs)):
+                    file = folder / f"input-{s}-{j}"
+                    file.write_bytes(kept[f"input-{s}-{j}"].tobytes())
+                    inputs.append(file)
+                self._stages.append(
+                    _Reference(
+                        tuple(inputs),
+                        tuple(kept[f"input-{s}-{j}"].shape for j in range(len(inputs))),
+                        tuple(kept[f"output-{s}-{j}"] for j in range(len(segment.outputs))),
+                    )
+                )
+
+    def of(self, stage: int) -> _Reference:
+        return self._stages[stage]
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for stage in self._stages for path in stage.inputs]
+
+
+# ------------------------------------------------------------------ small things
+
+
+def _whole(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The summary of one inference through all segments.
+
+    Means add up; the percentiles of a sum are not the sum of percentiles and are left out.
+    """
+    if len(stages) == 1:
+        return dict(stages[0]["latency_ms"])
+    return {
+        "count": min(stage["latency_ms"]["count"] for stage in stages),
+        "mean": sum(stage["latency_ms"]["mean"] for stage in stages),
+    }
+
+
+def _processors(stages: Sequence[Mapping[str, Any]]) -> tuple[str, float | None]:
+    """The processors of all segments, and the share of operators that the asked one ran."""
+    names = {name for stage in stages for name in stage["processor"].split("+")}
+    # The asked one first, as one asks for it.
+    ordered = sorted(names, key=lambda name: (name == "cpu", name))
+    shares: list[Any] = [stage["share"] for stage in stages]
+    sizes = [stage["delegates"][0]["of"] if stage["delegates"] else 1 for stage in stages]
+    share = None if None in shares else float(np.average(shares, weights=sizes))
+    return "+".join(ordered), share
+
+
+def _told(stages: Sequence[Mapping[str, Any]]) -> str:
+    parts = [
+        f"{d['name']} ran {d['nodes']} of {d['of']} operators"
+        for stage in stages
+        for d in stage["delegates"]
+    ]
+    return ", ".join(parts) or "no delegate ran any operator"
+
+
+def _title(facts: Mapping[str, str]) -> str:
+    chip = f" ({facts['ro.soc.model']})" if facts["ro.soc.model"] else ""
+    maker, model = facts["ro.product.manufacturer"], facts["ro.product.model"]
+    return f"{maker} {model}{chip}, Android {facts['ro.build.version.release']}"
+
+
+def _pairs(said: str) -> list[tuple[str, str]]:
+    found = (line.strip().partition("=") for line in said.splitlines() if "=" in line)
+    return [(key, value) for key, _, value in found]
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.1)
+
+
+def _last(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

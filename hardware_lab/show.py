@@ -1,0 +1,153 @@
+"""How the lab's results are shown on a terminal, and written to files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coralline.cli import output
+
+if TYPE_CHECKING:
+    from coralline.runtime.measurement import Measurement
+    from hardware_lab.compare import Comparison
+
+
+def write_result(out: Path, result: Measurement | Comparison) -> None:
+    """The result as JSON, and beside it the raw samples as Parquet: of a comparison, two files."""
+    from coralline.runtime.measurement import Measurement
+    from coralline.runtime.samples import write_samples
+
+    output.write_json(out, result.to_json())
+    if isinstance(result, Measurement):
+        parts = {"": result}
+    else:
+        parts = {".a": result.a, ".b": result.b}
+    for name, part in parts.items():
+        if part.latency_ms:
+            write_samples(part, out.with_suffix(f"{name}.parquet"))
+
+
+def print_result(result: Measurement | Comparison) -> None:
+    """A table for people."""
+    from coralline.runtime.measurement import Measurement
+
+    if isinstance(result, Measurement):
+        print_measurement(result)
+    else:
+        print_comparison(result)
+
+
+def print_comparison(found: Comparison) -> None:
+    """The ratios of two plans measured in turns, and what either measured."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(soft_wrap=True)
+    a, b = found.a, found.b
+    said = "simulated" if a.simulated else "measured"
+    console.print(
+        f"[bold]A[/bold] {escape(_plan(a))}, [bold]B[/bold] {escape(_plan(b))}, on {a.board} "
+        f"([bold]{said}[/bold]; {escape(a.processor)}), {found.blocks} blocks of A B B A"
+    )
+    together = a.summary(), b.summary()
+    rows = []
+    for name, ratio in found.ratios.items():
+        values = (f"{values[name]:.3f}" if name in values else "" for values in together)
+        differs = "no" if ratio.low <= 1 <= ratio.high else "yes"
+        numbers = (f"{number:.3f}" for number in (ratio.value, ratio.low, ratio.high))
+        shown = name.removeprefix("latency_").removesuffix("_ms").replace("_", " ")
+        rows.append([f"{shown}, ms" if name.endswith("_ms") else shown, *values, *numbers, differs])
+    print_table([said, "A", "B", "B/A", "95 % from", "to", "differs"], rows)
+    for name, part in (("A", a), ("B", b)):
+        for mark in part.marks:
+            console.print(f"[yellow]{name}: {escape(mark)}[/yellow]")
+    console.print(f"job {a.id}")
+
+
+def _plan(m: Measurement) -> str:
+    return f"{m.model} in {len(m.stage_busy_ms)} stages by {m.plan.get('planner', 'no planner')}"
+
+
+def print_measurement(m: Measurement) -> None:
+    """Latencies with their certainty, stages, and what speaks against the numbers."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    said = "simulated" if m.simulated else "measured"
+    console = Console(soft_wrap=True)
+    console.print(
+        f"[bold]{escape(m.model)}[/bold], {len(m.stage_busy_ms)} stages on {m.board} "
+        f"([bold]{said}[/bold]; {m.processor})"
+    )
+    if m.latency_reported_ms is None:
+        _print_samples(m, said)
+    else:
+        _print_reported(m.latency_reported_ms, said)
+    if m.energy_mj_per_inference is not None:
+        source = "simulated" if m.simulated else f"meter {m.meter}"
+        console.print(f"energy {m.energy_mj_per_inference:.3f} mJ per inference ({source})")
+    else:
+        console.print("energy not known: no meter")
+    if m.outputs_equal:
+        console.print("every output that was checked has the whole model's bits")
+    for mark in m.marks:
+        console.print(f"[yellow]{escape(mark)}[/yellow]")
+    console.print(f"job {m.id}")
+
+
+def _print_reported(reported: Mapping[str, float], said: str) -> None:
+    from rich.console import Console
+
+    names = [name for name in reported if name != "count"]
+    print_table([f"{said}, ms", *names], [["one alone", *(f"{reported[n]:.3f}" for n in names)]])
+    Console(soft_wrap=True).print(
+        f"the board's program reports this of {reported['count']:.0f} inferences, and no samples"
+    )
+
+
+def _print_samples(m: Measurement, said: str) -> None:
+    import numpy as np
+    from rich.console import Console
+
+    told = m.statistics()
+    alone, full = (
+        dict(zip(("min", "max", "mean"), (min(x), max(x), float(np.mean(x))), strict=True))
+        | {f"p{percent}": float(np.percentile(x, percent)) for percent in (50, 90, 99)}
+        for x in (m.latency_ms, m.full_latency_ms)
+    )
+    rows = []
+    for name in ("min", "p50", "p90", "p99", "max", "mean"):
+        surely = told.get(name, {})
+        bounds = [surely.get(key) for key in ("low", "high", "at_most")]
+        cells = ["" if bound is None else f"{bound:.3f}" for bound in bounds]
+        rows.append([name, f"{alone[name]:.3f}", *cells, f"{full[name]:.3f}"])
+    print_table([f"{said}, ms", "alone", "95 % from", "to", "99 % below", "full"], rows)
+    stages = zip(m.stage_busy_ms, m.transfer_ms, m.queue_wait_ms, strict=True)
+    print_table(
+        [f"stage ({said}, median ms)", "busy", "transfer", "queue wait"],
+        [[str(s), *(f"{np.median(part):.3f}" for part in parts)] for s, parts in enumerate(stages)],
+    )
+    Console(soft_wrap=True).print(
+        f"{len(m.latency_ms)} samples each, throughput {m.throughput_fps:.1f} inferences/s, "
+        f"first inference {m.first_inference_ms:.3f} ms, bottleneck "
+        f"{m.measured_bottleneck_ms:.3f} ms ({said})"
+    )
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """A table; columns of numbers are set to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        numbers = bool(rows) and all(row[i].replace(".", "", 1).isdigit() for row in rows)
+        # The first names the row: cut short it would be of no use.
+        whole = max((len(row[i]) for row in rows), default=0) if i == 0 else None
+        table.add_column(column, justify="right" if numbers else "left", min_width=whole)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)

@@ -30,7 +30,7 @@ test: dev  ## Run the whole test suite
 bench: env  ## Run the benchmarks; JSON and Markdown land in benchmarks/results
 	$(BIN)/python -m benchmarks
 
-bench-staging: env  ## Run the benchmark of the staging planners alone: half an hour
+bench-staging: env  ## Run the benchmark of the staging planners alone (half an hour)
 	$(BIN)/python -m benchmarks --only staging
 
 lint: dev  ## Style, types, layers

@@ -90,16 +90,20 @@ def print_measurement(m: Measurement) -> None:
     else:
         console.print("energy not known: no meter")
     if m.outputs_equal:
-        console.print("every output has the whole model's bits")
+        console.print("every output that was checked has the whole model's bits")
     for mark in m.marks:
         console.print(f"[yellow]{escape(mark)}[/yellow]")
     console.print(f"job {m.id}")
 
 
 def _print_reported(reported: Mapping[str, float], said: str) -> None:
+    from rich.console import Console
+
     names = [name for name in reported if name != "count"]
-    row = [f"of {reported['count']:.0f} inferences", *(f"{reported[name]:.3f}" for name in names)]
-    print_table([f"{said} latency, ms, as the board's program reports it", *names], [row])
+    print_table([f"{said}, ms", *names], [["one alone", *(f"{reported[n]:.3f}" for n in names)]])
+    Console(soft_wrap=True).print(
+        f"the board's program reports this of {reported['count']:.0f} inferences, and no samples"
+    )
 
 
 def _print_samples(m: Measurement, said: str) -> None:

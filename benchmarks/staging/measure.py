@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -95,7 +96,7 @@ class Journal:
 
     def close(self) -> None:
         """Forget everything: the run is over."""
-        self._path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
 
 
 def measure(sets: Iterable[ProblemSet], size: Size, journal: Journal) -> list[Record]:

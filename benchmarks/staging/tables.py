@@ -10,7 +10,7 @@ from statistics import fmean, geometric_mean, median, stdev
 
 from benchmarks.frame import BenchResult, Cell
 from benchmarks.staging.measure import Record
-from benchmarks.staging.processes import SCALED, SCALED_FAMILY, SCALED_LIMIT_S, STAGES, Started
+from benchmarks.staging.processes import LIMIT_S, SCALED, SCALED_FAMILY, STAGES, Started
 from benchmarks.staging.sets import (
     LAYERS,
     OPERATORS,
@@ -151,7 +151,7 @@ def goals(cases: Cases, started: Sequence[Started], scaled: Sequence[Started]) -
     for first in (s.wall_s for s in started if s.cold and s.planner == "auto"):
         goal("first `coralline schedule`, compiling", "≤ 3 s", f"{first:.1f} s", first <= 3)
     for planner in SCALED:
-        runs = [s for s in scaled if s.planner == planner and s.solve_s < 0.9 * SCALED_LIMIT_S]
+        runs = [s for s in scaled if s.planner == planner and s.solve_s < 0.9 * LIMIT_S]
         if len(runs) > 1:
             power = _power(runs[0], runs[-1])
             what = f"`{planner}`, {runs[0].nodes:,} to {runs[-1].nodes:,} nodes: grows as nodes to"
@@ -409,7 +409,7 @@ def growth(scaled: Sequence[Started]) -> BenchResult:
             *("most memory (MiB)", "more memory a node (KiB)", "gap to its bound (%)", "proven"),
         ),
         rows=tuple(rows),
-        note=f"1 is linear, from the row above. `exact` and `auto` have {SCALED_LIMIT_S:g} s: "
+        note=f"1 is linear, from the row above. `exact` and `auto` have {LIMIT_S:g} s: "
         "where they prove nothing they take all of it, which says nothing of growth.",
     )
 

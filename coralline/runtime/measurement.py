@@ -46,8 +46,9 @@ class Measurement:
             one sample an inference, pipeline full.
         transfer_ms: For each stage, copying in and out, one sample an inference, pipeline full.
         energy_mj_per_inference: Only when metered or simulated.
-        outputs_equal: Whether every output had the whole model's bits; None when the board cannot
-            run the model, or where its own kernels round otherwise than this machine's.
+        outputs_equal: Whether every output that was checked had the whole model's bits: all were,
+            but on a phone one a segment. None when the board cannot run the model, or where its
+            own kernels round otherwise than this machine's.
         environment: Processor, kernel, library versions, load, threads.
         processor_asked: `cpu`, `gpu`, `nnapi`, `npu`, `edgetpu`, or several joined by `+`.
         processor_ran: Likewise, by proof of the runtime.

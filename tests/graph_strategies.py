@@ -73,6 +73,29 @@ def problems(draw: st.DrawFn, max_nodes: int = 6) -> StagingProblem:
     )
 
 
+@st.composite
+def problems_with_options(draw: st.DrawFn, max_nodes: int = 6) -> StagingProblem:
+    """Problems with each option or without; a memory limit may leave no plan."""
+    problem = draw(problems(max_nodes))
+    graph, k = problem.graph, problem.n_stages
+    chain = tuple(
+        replace(
+            draw(devices()),
+            macs_per_ms={kind: rate * factor for kind, rate in problem.device.macs_per_ms.items()},
+            cache_by_activation=((2**16, 2**20), (2**18, 2**19), (2**19, 0)),
+        )
+        for factor in draw(st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=k, max_size=k))
+    )
+    total = int(graph.param_bytes.sum())
+    return replace(
+        problem,
+        device=chain if draw(st.booleans()) else chain[0],
+        host_operators=tuple(sorted(draw(st.sets(st.integers(0, graph.n_nodes - 1), max_size=2)))),
+        memory_limit_bytes=draw(st.sampled_from([None, total // k + 1, total * 3 // 2 // k + 1])),
+        activation_cache=draw(st.booleans()),
+    )
+
+
 def feasible_stagings(problem: StagingProblem) -> list[tuple[int, ...]]:
     """Every plan of a small problem."""
 

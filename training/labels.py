@@ -157,7 +157,7 @@ def _answers(label: Plan, problem: StagingProblem, planner: str) -> bool:
     ) == (
         problem.graph.digest,
         problem.n_stages,
-        problem.device.digest,
+        problem.device_digest,
         problem.objective,
         problem.children_together,
         planner,

@@ -42,7 +42,7 @@ from coralline.staging.policy import (
     save_policy,
 )
 from coralline.staging.problem import Plan, StagingProblem
-from coralline.staging.split import split_arguments, split_value
+from coralline.staging.split import SplitArguments, split_arguments, split_value
 from training.quiet import load_tensorflow
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class LabelledProblem:
 
     problem: StagingProblem
     inputs: PolicyInput
-    split_arguments: tuple[Any, ...]
+    split_arguments: SplitArguments
     label_value: float
 
     @property

@@ -32,7 +32,7 @@ def print_plan(plan: Plan, saved: Path | None) -> None:
     from rich.table import Table
 
     from coralline.devices.check import published_error
-    from coralline.devices.model import MIB, device_names, load_device
+    from coralline.devices.model import MIB, device_names, load_devices
 
     def amount(value: float) -> str:
         return f"{value / MIB:.3f} MiB" if plan.unit == "bytes" else f"{value:.3f} {plan.unit}"
@@ -65,9 +65,17 @@ def print_plan(plan: Plan, saved: Path | None) -> None:
         f"{amount(plan.lower_bound)}{gap}, {verdict}; planner {plan.planner}, "
         f"{plan.solve_seconds:.3f} s"
     )
+    if plan.unit == "bytes":
+        crossings = plan.stages["hop_weighted_crossings"]
+        proven = ", the fewest at this memory" if plan.crossings_proven else ""
+        console.print(f"hop-weighted crossings: {crossings}{proven}")
+    if plan.host_operators:
+        console.print(f"on the host ({plan.host}): {len(plan.host_operators)} operators")
     # A device file of the user's own has not been compared with anything.
-    if plan.device in device_names() and load_device(plan.device).digest == plan.device_digest:
-        console.print(published_error(plan.device).label)
+    names = dict.fromkeys(plan.device.split(","))
+    if set(names) <= set(device_names()) and plan.has_devices(load_devices(plan.device)):
+        for name in names:
+            console.print(published_error(name).label)
     if saved is not None:
         console.print(f"written to {saved}", markup=False)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from coralline.cli import output
 from coralline.errors import UserError
+
+if TYPE_CHECKING:
+    from coralline.graph import ComputeGraph
 
 
 def add(app: typer.Typer) -> None:
@@ -27,7 +31,11 @@ def schedule(
         None, "--accelerators", "-n", help="With --stages auto: how many there are."
     ),
     device: str = typer.Option(
-        "edgetpu-usb", "--device", "-d", help="Name or YAML file of the device model."
+        "edgetpu-usb",
+        "--device",
+        "-d",
+        help="Name or YAML file of the device model; one for each stage, with commas between, "
+        "where they differ.",
     ),
     objective: str = typer.Option(
         "bottleneck", "--objective", help="bottleneck, peak-memory or latency."
@@ -36,13 +44,30 @@ def schedule(
     children_together: bool = typer.Option(
         False, "--children-together", help="Keep all readers of an operator in one stage."
     ),
+    host_operators: str | None = typer.Option(
+        None,
+        "--host-operators",
+        help="Operators that stay on the host: names or numbers with commas between, or auto for "
+        "those of a .tflite model that an Edge TPU cannot run.",
+    ),
+    host_device: str = typer.Option(
+        "host-cpu", "--host-device", help="Device model of the host that runs them."
+    ),
+    memory_limit: float | None = typer.Option(
+        None, "--memory-limit", help="MiB of parameters that a stage may hold at most."
+    ),
+    activation_cache: bool = typer.Option(
+        False,
+        "--activation-cache",
+        help="Count on less cache for parameters where a stage's activations are large.",
+    ),
     time_limit: float = typer.Option(60.0, "--time-limit", min=0.0, help="Seconds to search."),
     seed: int = typer.Option(0, "--seed", min=0, help="Seed of everything random."),
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the plan to this file."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Assign a model's operators to pipeline stages, with proof of how good the plan is."""
-    from coralline.devices.model import load_device
+    from coralline.devices.model import MIB, load_device, load_devices
     from coralline.files import make_folder
     from coralline.graph import read_graph
     from coralline.staging import Effort, StagingProblem, make_plan
@@ -55,12 +80,17 @@ def schedule(
         )
     if not auto and not stages.lstrip("-").isdecimal():
         raise UserError(f"--stages {stages}: give a whole number, or auto")
+    graph = read_graph(model)
     problem = StagingProblem(
-        graph=read_graph(model),
+        graph=graph,
         n_stages=1 if auto else int(stages),
-        device=load_device(device),
+        device=load_devices(device),
         objective=objective,  # type: ignore[arg-type]  # StagingProblem checks it
         children_together=children_together,
+        host_operators=_host_operators(host_operators, model, graph),
+        host=load_device(host_device),
+        memory_limit_bytes=None if memory_limit is None else int(memory_limit * MIB),
+        activation_cache=activation_cache,
     )
     if out is not None:
         # Not after a minute of search.
@@ -78,3 +108,27 @@ def schedule(
     if choice is not None:
         output.print_choice(choice)
     output.print_plan(plan, out)
+
+
+def _host_operators(given: str | None, model: Path, graph: ComputeGraph) -> tuple[int, ...]:
+    from coralline.tflite.edgetpu import unmapped_operators
+
+    if given is None:
+        return ()
+    if given == "auto":
+        if model.suffix != ".tflite":
+            raise UserError(
+                f"{model}: --host-operators auto reads what an Edge TPU cannot run from a .tflite "
+                "model; name the operators"
+            )
+        return tuple(operator.node for operator in unmapped_operators(model))
+    numbers = {str(v): v for v in range(graph.n_nodes)}
+    numbers |= {name: v for v, name in reversed(list(enumerate(graph.node_names)))}
+    asked = [name.strip() for name in given.split(",")]
+    unknown = [name for name in asked if name not in numbers]
+    if unknown:
+        raise UserError(
+            f"--host-operators: {model} has no operator {unknown[0]!r}; `coralline graph --json` "
+            "lists them"
+        )
+    return tuple(sorted({numbers[name] for name in asked}))

@@ -27,7 +27,14 @@ def verify(
         ..., "--model", "-m", help="The .tflite model or graph JSON file it was made for."
     ),
     device: str | None = typer.Option(
-        None, "--device", "-d", help="Device model; without it, the one that the plan names."
+        None,
+        "--device",
+        "-d",
+        help="Device model, or one for each stage with commas between; without it, what the plan "
+        "names.",
+    ),
+    host_device: str | None = typer.Option(
+        None, "--host-device", help="Of the host operators; without it, what the plan names."
     ),
     prove: float | None = typer.Option(
         None, "--prove", min=0.0, help="Seconds for another exact planner to prove the bound."
@@ -35,7 +42,7 @@ def verify(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Check a plan without its planner: stages, every number, and what its bound rests on."""
-    from coralline.devices.model import load_device
+    from coralline.devices.model import load_device, load_devices
     from coralline.errors import UserError
     from coralline.graph import read_graph
     from coralline.staging.certificate import verify_plan
@@ -43,8 +50,10 @@ def verify(
 
     given = read_plan(plan)
     graph = read_graph(model)
+    devices = load_devices(device or str(given.device))
+    host = None if host_device is None else load_device(host_device)
     try:
-        certificate = verify_plan(given, graph, load_device(device or str(given.device)), prove)
+        certificate = verify_plan(given, graph, devices, prove, host)
     except UserError as error:
         raise UserError(f"{plan}: {error}") from None
     if json:
@@ -67,8 +76,15 @@ def _print(certificate: Certificate, simulated: bool) -> None:
         f"proven here  {certificate.own_bound:,.6g} {unit}"
     )
     if certificate.prover is not None:
+        again = "nothing"
+        if certificate.prover_bound is not None:
+            again = f"{certificate.prover_bound:,.6g} {unit}"
+        console.print(f"proven again {again} by {certificate.prover}")
+    if certificate.crossings_lower_bound is not None:
         console.print(
-            f"proven again {certificate.prover_bound:,.6g} {unit} by {certificate.prover}"
+            f"crossings    {certificate.crossings}, none at this value has fewer than "
+            f"{certificate.crossings_lower_bound}, "
+            f"resting on {certificate.crossings_bound_rests_on}"
         )
     if certificate.proven_optimal:
         console.print(f"optimal, on {certificate.bound_rests_on}")

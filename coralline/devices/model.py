@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ class DeviceModel:
         op_overhead_ms: Fixed cost of one operator.
         stage_overhead_ms: Fixed cost of one inference of one stage.
         parameter_cache_bytes: Parameters beyond it are streamed on every inference.
+        cache_by_activation: Rising (activation bytes, cache bytes) pairs: the cache that is left
+            for parameters beside activations of that size; linear between them. Empty where
+            it is not known.
         stream_ms_per_mib: Cost of one MiB of parameters beyond the cache.
         in_ms_per_mib: Host to device.
         out_ms_per_mib: Device to host.
@@ -101,6 +105,21 @@ class DeviceModel:
     active_w: float
     idle_w: float
     sources: Mapping[str, str]
+    cache_by_activation: tuple[tuple[int, int], ...] = ()
+
+    def cache_bytes(self, activation_bytes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64, the shape of `activation_bytes`: the cache beside activations of that size.
+
+        Raises:
+            UserError: The model does not say how the cache depends on activations.
+        """
+        if not self.cache_by_activation:
+            raise UserError(
+                f"device {self.name!r} does not say how its cache depends on activations "
+                "(cache_by_activation); plan with a fixed cache"
+            )
+        activations, caches = np.array(self.cache_by_activation, float).T
+        return np.asarray(np.interp(activation_bytes, activations, caches))
 
     def node_ms(self, graph: ComputeGraph) -> NDArray[np.float64]:
         """float64 (V,): compute time of each operator, in ms.
@@ -120,7 +139,9 @@ class DeviceModel:
 
     def to_json(self) -> dict[str, Any]:
         """As in a device file, with its schema."""
-        return {"schema": SCHEMA, **asdict(self)}
+        data = asdict(self)
+        table = [list(pair) for pair in data.pop("cache_by_activation")]
+        return {"schema": SCHEMA, **data, **({"cache_by_activation": table} if table else {})}
 
     @staticmethod
     def from_json(data: Any, where: str = "device") -> DeviceModel:
@@ -131,8 +152,8 @@ class DeviceModel:
         """
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise UserError(f"{where}: is not a device model; its `schema` must be {SCHEMA}")
-        names = {field.name for field in fields(DeviceModel)}
-        given = set(data) - {"schema"}
+        names = {field.name for field in fields(DeviceModel)} - {"cache_by_activation"}
+        given = set(data) - {"schema", "cache_by_activation"}
         if given != names:
             missing, unknown = sorted(names - given), sorted(given - names)
             raise UserError(
@@ -156,7 +177,23 @@ class DeviceModel:
                 or (lowest == "above 0" and value == 0)
             ):
                 raise UserError(f"{where}: {key} is {value!r}; it must be a number {lowest}")
-        return DeviceModel(**values)
+        table = data.get("cache_by_activation", [])
+        return DeviceModel(**values, cache_by_activation=_checked_table(table, where))
+
+
+def _checked_table(table: Any, where: str) -> tuple[tuple[int, int], ...]:
+    whole = isinstance(table, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(x) is int and x >= 0 for x in pair)
+        for pair in table
+    )
+    pairs = [tuple(pair) for pair in table] if whole else []
+    ordered = all(a[0] < b[0] and a[1] >= b[1] for a, b in pairwise(pairs))
+    if not whole or not ordered:
+        raise UserError(
+            f"{where}: cache_by_activation must be pairs [activation bytes, cache bytes] of whole "
+            "numbers, rising in the first and not rising in the second"
+        )
+    return tuple(pairs)
 
 
 @cache
@@ -181,6 +218,16 @@ def load_device(name: str) -> DeviceModel:
     except yaml.YAMLError as error:
         raise UserError(f"{where}: is not YAML ({error})".replace("\n", " ")) from None
     return DeviceModel.from_json(data, where)
+
+
+def load_devices(names: str) -> DeviceModel | tuple[DeviceModel, ...]:
+    """One device model, or the models of a chain from names or files with commas between them.
+
+    Raises:
+        UserError: As `load_device`.
+    """
+    models = tuple(load_device(name.strip()) for name in names.split(","))
+    return models[0] if len(models) == 1 else models
 
 
 def device_names() -> tuple[str, ...]:

@@ -216,6 +216,15 @@ class ComputeGraph:
         )
 
     @cached_property
+    def activation_bytes(self) -> Ints:
+        """int64 (V,): the largest tensor that each node reads or writes."""
+        largest = np.zeros(self.n_nodes, np.int64)
+        np.maximum.at(largest, self.consumers, self.tensor_bytes[self.consumer_tensor])
+        inner = self.tensor_producer != MODEL_INPUT
+        np.maximum.at(largest, self.tensor_producer[inner], self.tensor_bytes[inner])
+        return _frozen(largest, np.int64)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over names, costs and structure: the identity a plan refers to.
 

@@ -47,7 +47,7 @@ def simulate_pipeline(
     k = len(costs.stage_ms)
     warmup = max(warmup, k * (1 + QUEUE_DEPTH) + 1)
     latency = float(costs.stage_ms.sum())
-    cached = np.minimum(costs.param_bytes, device.parameter_cache_bytes).sum()
+    cached = (costs.param_bytes - costs.streamed_bytes).sum()
     before, start, leave = _events(costs.stage_ms, warmup + repetitions)
     transfer = (costs.in_ms + costs.out_ms)[:, None]
     busy = costs.stage_ms[:, None] - transfer

@@ -1,17 +1,47 @@
-"""Planners that follow a rule instead of searching."""
+"""Planners that follow a rule instead of searching.
+
+A rule that does not know of a memory limit is followed all the same; where its plan breaks the
+limit, there is none (`none_found`).
+"""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coralline.devices.model import MIB
+from coralline.errors import PlanError
 from coralline.graph.compute_graph import MODEL_INPUT
 from coralline.staging.orders import least_live_order, stack_order
-from coralline.staging.problem import Effort, Proposal, StagingProblem, evaluate, register
+from coralline.staging.problem import (
+    Effort,
+    Proposal,
+    StagingProblem,
+    evaluate,
+    none_found,
+    register,
+)
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 LATENCY_DIFFERENCE_MS = 1.0
 """libcoral stops where the bounds on the slowest segment are this close (diff_threshold_ns)."""
+
+
+def _within_limit(problem: StagingProblem, stage: Ints) -> Proposal:
+    """The plan.
+
+    Raises:
+        PlanError: A stage holds more than the memory limit.
+    """
+    limit = problem.memory_limit_bytes
+    if limit is not None and np.bincount(stage, problem.param_bytes).max() > limit:
+        raise none_found(problem)
+    return Proposal(stage)
 
 
 @register("uniform", version="1")
@@ -20,7 +50,7 @@ def uniform(problem: StagingProblem, effort: Effort) -> Proposal:
     n, k = problem.graph.n_nodes, problem.n_stages
     stage = np.empty(n, np.int64)
     stage[problem.graph.topological_order] = np.arange(n) * k // n
-    return Proposal(stage)
+    return _within_limit(problem, stage)
 
 
 @register("greedy", version="1")
@@ -28,22 +58,36 @@ def greedy(problem: StagingProblem, effort: Effort) -> Proposal:
     """One pass over the topological order that fills stages to an even share.
 
     A stage takes operators until the next one would bring it further from its share of what is
-    left, counted in parameter bytes for `peak-memory` and in compute time otherwise; transfers
-    are not looked at.
+    left, or over the memory limit; they are counted in parameter bytes for `peak-memory` and in
+    compute time otherwise, and transfers are not looked at. Where devices differ, shares are
+    such that all stages would take the same time.
     """
     order = problem.graph.topological_order
     n, k = problem.graph.n_nodes, problem.n_stages
-    cost = problem.graph.param_bytes if problem.objective == "peak-memory" else problem.node_ms
-    before = np.concatenate([[0.0], np.cumsum(cost[order])])
+    limit = np.inf if problem.memory_limit_bytes is None else problem.memory_limit_bytes
+    held = _sums(problem.param_bytes[order])
+    costs = np.tile(held, (k, 1))
+    if problem.objective != "peak-memory":
+        costs = np.stack([_sums(ms) for ms in problem.node_ms[:, order]])
     stage = np.full(n, k - 1, np.int64)
     begin = 0
     for s in range(k - 1):
-        share = before[begin] + (before[n] - before[begin]) / (k - s)
+        left = costs[s:, n] - costs[s:, begin]
+        share = 1 / (1 / left).sum() if left.all() else 0.0
         ends = np.arange(begin + 1, n - (k - 1 - s) + 1)
-        end = int(ends[np.argmin(np.abs(before[ends] - share))])
+        fits = held[ends] - held[begin] <= limit
+        if not fits.any():
+            raise none_found(problem)
+        ends = ends[fits]
+        end = int(ends[np.argmin(np.abs(costs[s, ends] - costs[s, begin] - share))])
         stage[order[begin:end]] = s
         begin = end
-    return Proposal(stage)
+    return _within_limit(problem, stage)
+
+
+def _sums(values: NDArray[np.float64 | np.int64]) -> Floats:
+    """float64 (N + 1,): sums of the first 0 .. N."""
+    return np.concatenate([[0.0], np.cumsum(values)])
 
 
 def load_split() -> None:
@@ -63,7 +107,11 @@ def topo_dp(problem: StagingProblem, effort: Effort) -> Proposal:
 
 @register("topo-dp-orders", version="1", load=load_split)
 def topo_dp_orders(problem: StagingProblem, effort: Effort) -> Proposal:
-    """The best split of four orders: the graph's own, depth first, by level, least live bytes."""
+    """The best split of four orders: the graph's own, depth first, by level, least live bytes.
+
+    Raises:
+        PlanError: None of them has a split within the memory limit.
+    """
     from coralline.staging.split import split_order
 
     graph = problem.graph
@@ -73,8 +121,13 @@ def topo_dp_orders(problem: StagingProblem, effort: Effort) -> Proposal:
         np.argsort(graph.level, kind="stable"),
         least_live_order(graph),
     )
-    stages = (split_order(problem, order) for order in orders)
-    return Proposal(min(stages, key=lambda stage: evaluate(problem, stage).value))
+    stages = []
+    for order in orders:
+        with suppress(PlanError):
+            stages.append(split_order(problem, order))
+    if not stages:
+        raise none_found(problem)
+    return Proposal(min(stages, key=lambda stage: evaluate(problem, stage).key))
 
 
 @register("pipedream", version="1")
@@ -91,9 +144,10 @@ def pipedream(problem: StagingProblem, effort: Effort) -> Proposal:
     What differs: the layers are the operators in topological order where the authors' program
     takes the antichains of the graph, of which wide graphs have too many; a transfer is what the
     host fetches and sends, once, for all tensors open between i and i + 1, where training moves
-    the activations and their gradients; and there is no memory limit.
+    the activations and their gradients; the memory limit is on parameters alone, without the
+    activations stashed for training; and each stage may have a device of its own.
     """
-    graph, device, k = problem.graph, problem.device, problem.n_stages
+    graph, k = problem.graph, problem.n_stages
     n, order = graph.n_nodes, graph.topological_order
     position = np.empty(n, np.int64)
     position[order] = np.arange(n)
@@ -103,24 +157,32 @@ def pipedream(problem: StagingProblem, effort: Effort) -> Proposal:
     number = np.cumsum(inner) - 1
     reading = inner[graph.consumer_tensor]
     np.maximum.at(read, number[graph.consumer_tensor[reading]], position[graph.consumers[reading]])
-    ms = graph.tensor_bytes[inner] / MIB * (device.in_ms_per_mib + device.out_ms_per_mib)
+    mib = graph.tensor_bytes[inner] / MIB
     # What is open after i: written at i or earlier, read later.
-    opened = np.bincount(written, ms, minlength=n) - np.bincount(read, ms, minlength=n)
-    transfer = np.maximum(np.cumsum(opened), 0.0)
-    before = np.concatenate([[0.0], np.cumsum(problem.node_ms[order])])
+    opened = np.bincount(written, mib, minlength=n) - np.bincount(read, mib, minlength=n)
+    open_mib = np.maximum(np.cumsum(opened), 0.0)
+    in_ms, out_ms = problem.of_stages("in_ms_per_mib"), problem.of_stages("out_ms_per_mib")
+    before = np.stack([_sums(ms) for ms in problem.node_ms[:, order]])
+    held = _sums(problem.param_bytes[order])
+    limit = np.inf if problem.memory_limit_bytes is None else problem.memory_limit_bytes
 
     # least[j], came[m][j]: the first j operators on m stages, and where the last one begins.
-    least = np.concatenate([[np.inf], before[1:]])
+    least = np.where(held <= limit, before[0], np.inf)
+    least[0] = np.inf
     came = []
-    for _ in range(1, k):
+    for s in range(1, k):
         previous, least = least, np.full(n + 1, np.inf)
         begins = np.zeros(n + 1, np.int64)
+        transfer = open_mib * (out_ms[s - 1] + in_ms[s])
         reached = np.concatenate([[np.inf], np.maximum(previous[1:], transfer)])
         for j in range(1, n + 1):
-            slowest = np.maximum(reached[:j], before[j] - before[:j])
+            slowest = np.maximum(reached[:j], before[s, j] - before[s, :j])
+            slowest[held[j] - held[:j] > limit] = np.inf
             begins[j] = np.argmin(slowest)
             least[j] = slowest[begins[j]]
         came.append(begins)
+    if least[n] == np.inf:
+        raise none_found(problem)
     stage = np.zeros(n, np.int64)
     end = n
     for s in range(k - 1, 0, -1):
@@ -144,12 +206,13 @@ def edgetpu_compiler(problem: StagingProblem, effort: Effort) -> Proposal:
     fewer than K - 1 operators come before the first output. Here a segment takes at least one
     operator, and the first output may then lie in an earlier segment.
     """
-    return Proposal(_by_parameter_count(problem, stack_order(problem.graph)))
+    return _within_limit(problem, _by_parameter_count(problem, stack_order(problem.graph)))
 
 
-def _by_parameter_count(problem: StagingProblem, order: NDArray[np.int64]) -> NDArray[np.int64]:
+def _by_parameter_count(problem: StagingProblem, order: Ints) -> Ints:
     graph, k = problem.graph, problem.n_stages
-    average = int(graph.param_bytes.sum()) // k + 1
+    param_bytes = problem.param_bytes
+    average = int(param_bytes.sum()) // k + 1
     before_last = _operators_before_last(problem, order)
     stage = np.full(graph.n_nodes, k - 1, np.int64)
     i = 0
@@ -157,14 +220,14 @@ def _by_parameter_count(problem: StagingProblem, order: NDArray[np.int64]) -> ND
         # Each of the segments between this one and the last needs an operator.
         end = before_last - (k - 2 - segment)
         begin, held = i, 0
-        while i < end and (i == begin or held + graph.param_bytes[order[i]] <= average):
-            held += int(graph.param_bytes[order[i]])
+        while i < end and (i == begin or held + param_bytes[order[i]] <= average):
+            held += int(param_bytes[order[i]])
             stage[order[i]] = segment
             i += 1
     return stage
 
 
-def _operators_before_last(problem: StagingProblem, order: NDArray[np.int64]) -> int:
+def _operators_before_last(problem: StagingProblem, order: Ints) -> int:
     """How many operators of the order come before the last segment's own ones, at most."""
     successors = problem.graph.successors
     first_output = next(i for i, v in enumerate(order) if not successors[v])
@@ -184,8 +247,9 @@ def libcoral_profiling(problem: StagingProblem, effort: Effort) -> Proposal:
     `BisectPartition` and `ProfilingBasedPartitioner` in
     https://github.com/google-coral/libcoral, coral/tools/partitioner.
 
-    What differs: libcoral compiles every candidate and times its segments on attached Edge TPUs;
-    here the device model says how long a segment takes, so nothing is profiled. Where libcoral
+    What differs: libcoral compiles every candidate and times its segments on attached Edge TPUs,
+    which are equal; here the device model of its stage says how long a segment takes, so nothing
+    is profiled. Where libcoral
     leaves everything as it is (bounds close from the start) or gives up (nothing better found),
     this returns the segments of the parameter-count rule. As there, the model's first output
     stays in the last segment unless too few operators come before it.
@@ -195,13 +259,14 @@ def libcoral_profiling(problem: StagingProblem, effort: Effort) -> Proposal:
     before_last = _operators_before_last(problem, order)
     segment_ms = _SegmentLatency(problem, order)
     start = _by_parameter_count(problem, order)
-    times = evaluate(problem, start).stage_ms
-    lower, upper = float(times.min()), float(times.max())
+    ends = np.cumsum(np.bincount(start)).tolist()
+    times = [segment_ms(s, a)[b - a - 1] for s, (a, b) in enumerate(pairwise([0, *ends]))]
+    lower, upper = min(times), max(times)
     best = None
     while upper - lower > LATENCY_DIFFERENCE_MS:
         target = (lower + upper) / 2
         ends = _longest_runs(segment_ms, k, before_last, target)
-        last = segment_ms(ends[-1])[-1] if ends is not None else np.inf
+        last = segment_ms(k - 1, ends[-1])[-1] if ends is not None else np.inf
         if last < target:
             best, upper = ends, target
         else:
@@ -209,10 +274,10 @@ def libcoral_profiling(problem: StagingProblem, effort: Effort) -> Proposal:
                 best, upper = ends, last
             lower = target
     if best is None:
-        return Proposal(start)
+        return _within_limit(problem, start)
     stage = np.empty(len(order), np.int64)
     stage[order] = np.searchsorted(best, np.arange(len(order)), side="right")
-    return Proposal(stage)
+    return _within_limit(problem, stage)
 
 
 def _longest_runs(
@@ -225,7 +290,7 @@ def _longest_runs(
     failed = set()
     while len(ends) < k - 1:
         s, begin = len(ends), ends[-1] if ends else 0
-        times = segment_ms(begin)
+        times = segment_ms(s, begin)
         end = next(
             (
                 end
@@ -247,9 +312,9 @@ def _longest_runs(
 
 
 class _SegmentLatency:
-    """The stage time of every run of an order, as the device model has it."""
+    """The time of every stage with any run of an order, as its device model has it."""
 
-    def __init__(self, problem: StagingProblem, order: NDArray[np.int64]) -> None:
+    def __init__(self, problem: StagingProblem, order: Ints) -> None:
         self._problem, self._order = problem, order.tolist()
         graph = problem.graph
         self._written: list[list[int]] = [[] for _ in self._order]
@@ -260,39 +325,42 @@ class _SegmentLatency:
         for t, v in zip(graph.consumer_tensor.tolist(), graph.consumers.tolist(), strict=True):
             self._read[v].append(t)
         self._n_readers = np.diff(graph.consumer_start).tolist()
-        mib = graph.tensor_bytes / MIB
-        self._in_ms = (mib * problem.device.in_ms_per_mib).tolist()
-        self._out_ms = (mib * problem.device.out_ms_per_mib).tolist()
-        self._known: dict[int, list[float]] = {}
+        self._is_output = graph.tensor_is_output.tolist()
+        self._mib = (graph.tensor_bytes / MIB).tolist()
+        # Stages on equal devices share what is known.
+        self._first = [problem.devices.index(device) for device in problem.devices]
+        self._known: dict[tuple[int, int], list[float]] = {}
 
-    def __call__(self, begin: int) -> list[float]:
-        """The times, in ms, of the runs from `begin` with 1, 2, ... operators."""
-        if begin not in self._known:
-            self._known[begin] = self._times(begin)
-        return self._known[begin]
+    def __call__(self, s: int, begin: int) -> list[float]:
+        """The times, in ms, of stage s with the runs from `begin` of 1, 2, ... operators."""
+        key = self._first[s], begin
+        if key not in self._known:
+            self._known[key] = self._times(*key)
+        return self._known[key]
 
-    def _times(self, begin: int) -> list[float]:
-        graph, device = self._problem.graph, self._problem.device
-        node_ms, param_bytes = self._problem.node_ms, graph.param_bytes
-        busy, params = device.stage_overhead_ms, 0
+    def _times(self, s: int, begin: int) -> list[float]:
+        problem, device = self._problem, self._problem.devices[s]
+        node_ms, cache_bytes = problem.node_ms[s].tolist(), problem.cache_bytes[s].tolist()
+        param_bytes = problem.param_bytes.tolist()
+        busy, params, cache = device.stage_overhead_ms, 0, np.inf
         inside: dict[int, int] = {}
         times = []
         for v in self._order[begin:]:
             for t in self._read[v]:
                 if t not in inside:
                     # Sent here once; not made here, so never fetched from here.
-                    busy += self._in_ms[t]
+                    busy += self._mib[t] * device.in_ms_per_mib
                     inside[t] = -1
                 elif inside[t] > 0:
                     inside[t] -= 1
-                    if inside[t] == 0 and not graph.tensor_is_output[t]:
-                        busy -= self._out_ms[t]
+                    if inside[t] == 0 and not self._is_output[t]:
+                        busy -= self._mib[t] * device.out_ms_per_mib
             for t in self._written[v]:
                 inside[t] = self._n_readers[t]
-                if inside[t] or graph.tensor_is_output[t]:
-                    busy += self._out_ms[t]
-            busy += float(node_ms[v])
-            params += int(param_bytes[v])
-            beyond = max(params - device.parameter_cache_bytes, 0)
-            times.append(busy + beyond / MIB * device.stream_ms_per_mib)
+                if inside[t] or self._is_output[t]:
+                    busy += self._mib[t] * device.out_ms_per_mib
+            busy += node_ms[v]
+            params += param_bytes[v]
+            cache = min(cache, cache_bytes[v])
+            times.append(busy + max(params - cache, 0) / MIB * device.stream_ms_per_mib)
         return times

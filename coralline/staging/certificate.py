@@ -1,22 +1,24 @@
 """A check of a plan and of what it claims, independent of the planners and of `evaluate`.
 
 Everything is computed again, operator by operator and tensor by tensor, from the graph and the
-constants of the device model alone. What can be wrong with a plan is wrong with one of: the
-model and the device it names, its feasibility, its numbers, its bound. The first three are
+constants of the device models alone. What can be wrong with a plan is wrong with one of: the
+model and the devices it names, its feasibility, its numbers, its bounds. The first three are
 settled here. A bound is a claim about all plans: the part of it that three short arguments give
-(`own_bound`) is proven here, the rest is the planner's word until another exact planner proves
-it again.
+(`own_bound`) is proven here, and a fourth for the crossings (`own_crossings_bound`); the rest is
+the planner's word until another exact planner proves it again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from coralline.devices.model import MIB, DeviceModel, operator_kind
-from coralline.errors import UserError
+from coralline.devices.model import MIB, DeviceModel, load_device, operator_kind
+from coralline.errors import PlanError, UserError
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
 from coralline.staging.problem import (
     OBJECTIVES,
@@ -24,7 +26,6 @@ from coralline.staging.problem import (
     UNITS,
     Effort,
     Plan,
-    StagingProblem,
     make_plan,
     planner_names,
 )
@@ -49,6 +50,10 @@ class Certificate:
         prover: The planner that was asked for a proof of its own, or None.
         prover_bound: The bound it proved; None without one.
         bound_rests_on: `this check`, the name of the prover, or `the planner's word`.
+        crossings, crossings_lower_bound: The plan's hop-weighted crossings, and what it says
+            about those of all plans of its value; the second is None where it says nothing.
+        own_crossings_bound, prover_crossings_bound, crossings_bound_rests_on: As for the bound;
+            None where the plan says nothing.
         not_checked: Fields that no check can settle.
     """
 
@@ -62,6 +67,11 @@ class Certificate:
     prover: str | None
     prover_bound: float | None
     bound_rests_on: str
+    crossings: int
+    crossings_lower_bound: int | None
+    own_crossings_bound: int | None
+    prover_crossings_bound: int | None
+    crossings_bound_rests_on: str | None
     not_checked: tuple[str, ...] = ("planner", "planner_version", "solve_seconds")
 
     def to_json(self) -> dict[str, Any]:
@@ -71,34 +81,56 @@ class Certificate:
 
 
 def verify_plan(
-    plan: Plan, graph: ComputeGraph, device: DeviceModel, prove_s: float | None = None
+    plan: Plan,
+    graph: ComputeGraph,
+    device: DeviceModel | tuple[DeviceModel, ...],
+    prove_s: float | None = None,
+    host: DeviceModel | None = None,
 ) -> Certificate:
-    """Check a plan against the model and the device it was made for.
+    """Check a plan against the model and the devices it was made for.
 
     Args:
+        device: Of every stage, or one for each.
         prove_s: Seconds that an exact planner other than the plan's own may take to prove the
-            bound again; None to ask none.
+            bounds again; None to ask none.
+        host: What runs the plan's host operators; without it the model that the plan names.
 
     Raises:
         UserError: Names what differs.
     """
-    differences = _identity(plan, graph, device) or _feasibility(plan, graph)
+    if host is None and plan.host is not None:
+        host = load_device(str(plan.host))
+    if plan.n_stages > graph.n_nodes:
+        differences = [f"n_stages is {plan.n_stages} for {graph.n_nodes} operators"]
+    else:
+        devices = (device,) * plan.n_stages if isinstance(device, DeviceModel) else device
+        differences = _identity(plan, graph, devices, host)
     own = 0.0
     if not differences:
-        times = _Costs(graph, device, plan.stage, plan.n_stages)
-        own = own_bound(graph, device, plan)
-        differences = _numbers(plan, times) + _claims(plan)
+        prices = _Prices(plan, graph, devices, host)
+        differences = _feasibility(plan, graph, prices)
+    if not differences:
+        costs = _Costs(prices, plan.stage)
+        own = own_bound(prices)
+        differences = _numbers(plan, costs) + _claims(plan, costs)
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise UserError(f"the plan is wrong: {differences[0]}{more}; make it again")
-    rests_on, prover, prover_bound = "the planner's word", None, None
-    if plan.lower_bound <= own * (1 + SAME):
-        rests_on = "this check"
+    prover, proven, proven_crossings = None, None, None
     if prove_s is not None:
-        prover, prover_bound = _prove(plan, graph, device, prove_s)
-        proves = plan.lower_bound <= prover_bound * (1 + OPTIMALITY_TOLERANCE)
-        if rests_on != "this check" and proves:
-            rests_on = prover
+        prover, proven, proven_crossings = _prove(plan, prices, prove_s)
+
+    def rests_on(claim: float, here: float, again: float | None, tolerance: float) -> str:
+        if claim <= here * (1 + SAME):
+            return "this check"
+        if prover is not None and again is not None and claim <= again * (1 + tolerance):
+            return prover
+        return "the planner's word"
+
+    fewest, own_crossings, crossings_rest_on = plan.crossings_lower_bound, None, None
+    if fewest is not None:
+        own_crossings = own_crossings_bound(prices)
+        crossings_rest_on = rests_on(fewest, own_crossings, proven_crossings, 0.0)
     return Certificate(
         graph_name=plan.graph_name,
         planner=plan.planner,
@@ -108,54 +140,163 @@ def verify_plan(
         proven_optimal=plan.proven_optimal,
         own_bound=own,
         prover=prover,
-        prover_bound=prover_bound,
-        bound_rests_on=rests_on,
+        prover_bound=proven,
+        bound_rests_on=rests_on(plan.lower_bound, own, proven, OPTIMALITY_TOLERANCE),
+        crossings=costs.hop_weighted_crossings,
+        crossings_lower_bound=fewest,
+        own_crossings_bound=own_crossings,
+        prover_crossings_bound=proven_crossings if fewest is not None else None,
+        crossings_bound_rests_on=crossings_rest_on,
     )
 
 
-def own_bound(graph: ComputeGraph, device: DeviceModel, plan: Plan) -> float:
+class _Prices:
+    """What the plan's problem charges: plain lists by stage and operator."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        graph: ComputeGraph,
+        devices: Sequence[DeviceModel],
+        host: DeviceModel | None,
+    ) -> None:
+        self.plan, self.graph, self.devices, self.host = plan, graph, devices, host
+        self.on_host = set(plan.host_operators)
+        self.param_bytes = [
+            0 if v in self.on_host else int(graph.param_bytes[v]) for v in range(graph.n_nodes)
+        ]
+        self.activation_bytes = [0] * graph.n_nodes
+        for t in range(graph.n_tensors):
+            for v in {*_readers(graph, t), int(graph.tensor_producer[t])} - {MODEL_INPUT}:
+                if v not in self.on_host:
+                    size = int(graph.tensor_bytes[t])
+                    self.activation_bytes[v] = max(self.activation_bytes[v], size)
+
+    def node_ms(self, s: int, v: int) -> float:
+        """The time of operator v in stage s."""
+        device = self.host if v in self.on_host and self.host is not None else self.devices[s]
+        measured = float(self.graph.compute_ms[v])
+        if not math.isnan(measured):
+            return measured
+        macs = int(self.graph.macs[v])
+        if macs == 0:
+            return 0.0
+        rate = device.macs_per_ms[operator_kind(self.graph.ops[v])]
+        return macs / rate + device.op_overhead_ms
+
+    def cache_bytes(self, s: int, members: Iterable[int]) -> float:
+        """The cache for parameters that these operators leave in stage s."""
+        device = self.devices[s]
+        if not self.plan.activation_cache:
+            return device.parameter_cache_bytes
+        largest = max(self.activation_bytes[v] for v in members)
+        table = device.cache_by_activation
+        if largest <= table[0][0]:
+            return table[0][1]
+        for (low, much), (high, little) in pairwise(table):
+            if largest <= high:
+                return much + (little - much) * (largest - low) / (high - low)
+        return table[-1][1]
+
+    def place(self, t: int, stage: Sequence[int]) -> int | None:
+        """The stage whose accelerator tensor t is made on; None for the host's memory."""
+        producer = int(self.graph.tensor_producer[t])
+        on_host = producer == MODEL_INPUT or producer in self.on_host
+        return None if on_host else stage[producer]
+
+    def moves(self, t: int, stage: Sequence[int]) -> tuple[int | None, set[int]]:
+        """The stage that tensor t is fetched from, if any, and those it is sent to."""
+        home = self.place(t, stage)
+        readers = _readers(self.graph, t)
+        to = {stage[v] for v in readers if v not in self.on_host} - {home}
+        wanted = to or self.graph.tensor_is_output[t] or self.on_host.intersection(readers)
+        return home if wanted else None, to
+
+
+def own_bound(prices: _Prices) -> float:
     """A bound that no plan of the same problem can beat, by three arguments.
 
     One of K stages has at least the K-th part of all that must be done: every operator once,
-    every stage's overhead, the model's inputs in and outputs out, all parameters beyond K
+    every stage's overhead, what the host gives and gets in any case, all parameters beyond K
     caches streamed. Some stage has the largest operator. An operator in stage s has its
     ancestors in the stages up to s and its descendants in those from s on, so that, whatever s
-    is, one of the first s + 1 or of the last K - s stages has an even share of them.
+    is, one of the first s + 1 or of the last K - s stages has an even share of them. Where
+    devices differ, each thing costs what it costs at the cheapest of the stages.
     """
-    k, bytes_ = plan.n_stages, [int(p) for p in graph.param_bytes]
-    node_ms = [_node_ms(graph, device, v) for v in range(graph.n_nodes)]
-    overhead = device.stage_overhead_ms
+    plan, graph, devices = prices.plan, prices.graph, prices.devices
+    k, n = plan.n_stages, graph.n_nodes
+    node_ms = [[prices.node_ms(s, v) for v in range(n)] for s in range(k)]
+    cache = [max(prices.cache_bytes(s, [v]) for v in range(n)) for s in range(k)]
+    cheapest = {
+        (a, b): tuple(min(ms) for ms in zip(*node_ms[a:b], strict=True))
+        for a, b in {*((0, s + 1) for s in range(k)), *((s, k) for s in range(k))}
+    }
 
-    def work(nodes: Iterable[int]) -> tuple[int, float]:
+    def work(nodes: Iterable[int]) -> tuple[int, dict[tuple[float, ...], float]]:
+        """Their bytes, and their time by what each takes."""
         members = sorted(nodes)
-        return sum(bytes_[v] for v in members), math.fsum(node_ms[v] for v in members)
+        held = sum(prices.param_bytes[v] for v in members)
+        return held, {ms: math.fsum(ms[v] for v in members) for ms in set(cheapest.values())}
 
-    def least(held: int, ms: float, stages: int) -> float:
-        """Of the slowest of so many stages that do this work among other."""
+    def least(
+        held: int, times: dict[tuple[float, ...], float], a: int, b: int, given_ms: float = 0.0
+    ) -> float:
+        """Of the slowest of stages a to b - 1, which do this work among other."""
         if plan.objective == "peak-memory":
-            return -(-held // stages)
-        beyond = max(held - stages * device.parameter_cache_bytes, 0)
-        return (ms + beyond / MIB * device.stream_ms_per_mib) / stages + overhead
+            return -(-held // (b - a))
+        beyond = max(held - sum(cache[a:b]), 0)
+        stream_ms = beyond / MIB * min(device.stream_ms_per_mib for device in devices[a:b])
+        overhead_ms = math.fsum(device.stage_overhead_ms for device in devices[a:b])
+        return (times[cheapest[a, b]] + stream_ms + overhead_ms + given_ms) / (b - a)
 
     given = 0.0
     for t in range(graph.n_tensors):
         mib = int(graph.tensor_bytes[t]) / MIB
-        if graph.tensor_producer[t] != MODEL_INPUT:
-            given += mib * device.out_ms_per_mib if graph.tensor_is_output[t] else 0.0
-        elif _readers(graph, t):
-            given += mib * device.in_ms_per_mib
-    held, ms = work(range(graph.n_nodes))
-    everything = least(held, ms + given, k)
+        # Were all operators in one stage, only what the host has and gets would move.
+        fetched, sent = prices.moves(t, [0] * n)
+        given += len(sent) * mib * min(device.in_ms_per_mib for device in devices)
+        if fetched is not None:
+            given += mib * min(device.out_ms_per_mib for device in devices)
+    everything = least(*work(range(n)), 0, k, given)
     if plan.objective == "latency":
         return k * everything
-    bound = max(everything, *(least(bytes_[v], node_ms[v], 1) for v in range(graph.n_nodes)))
+    bound = everything
     order = graph.topological_order.tolist()
     before = _closures(order, graph.predecessors)
     after = _closures(order[::-1], graph.successors)
     for v in order:
         up, down = work(before[v]), work(after[v])
-        bound = max(bound, min(max(least(*up, s + 1), least(*down, k - s)) for s in range(k)))
+        shares = (max(least(*up, 0, s + 1), least(*down, s, k)) for s in range(k))
+        bound = max(bound, min(shares))
+        if plan.objective == "peak-memory":
+            bound = max(bound, prices.param_bytes[v])
+            continue
+        bound = max(
+            bound,
+            min(
+                node_ms[s][v]
+                + max(prices.param_bytes[v] - cache[s], 0) / MIB * devices[s].stream_ms_per_mib
+                + devices[s].stage_overhead_ms
+                for s in range(k)
+            ),
+        )
     return bound
+
+
+def own_crossings_bound(prices: _Prices) -> int:
+    """Hop-weighted crossings that no plan has fewer of.
+
+    Every border between stages has operators on both sides; where all operators hang together,
+    an edge crosses it.
+    """
+    graph = prices.graph
+    reached, waiting = {0}, [0]
+    while waiting:
+        v = waiting.pop()
+        new = {*graph.predecessors[v], *graph.successors[v]} - reached
+        reached |= new
+        waiting += new
+    return prices.plan.n_stages - 1 if len(reached) == graph.n_nodes else 0
 
 
 def _closures(order: Sequence[int], neighbours: Sequence[Sequence[int]]) -> dict[int, set[int]]:
@@ -170,52 +311,46 @@ def _readers(graph: ComputeGraph, t: int) -> list[int]:
     return [int(v) for v in readers]
 
 
-def _node_ms(graph: ComputeGraph, device: DeviceModel, v: int) -> float:
-    measured = float(graph.compute_ms[v])
-    if not math.isnan(measured):
-        return measured
-    macs = int(graph.macs[v])
-    if macs == 0:
-        return 0.0
-    return macs / device.macs_per_ms[operator_kind(graph.ops[v])] + device.op_overhead_ms
-
-
 class _Costs:
     """What each stage costs, in plain lists of K entries; and the sum of crossings."""
 
-    def __init__(
-        self, graph: ComputeGraph, device: DeviceModel, stage: Sequence[int], k: int
-    ) -> None:
-        self.param_bytes = [0] * k
+    def __init__(self, prices: _Prices, stage: Sequence[int]) -> None:
+        graph, devices, k = prices.graph, prices.devices, prices.plan.n_stages
+        members: list[list[int]] = [[] for _ in range(k)]
+        for v, s in enumerate(stage):
+            members[s].append(v)
+        self.param_bytes = [sum(prices.param_bytes[v] for v in mine) for mine in members]
         self.in_bytes = [0] * k
         self.out_bytes = [0] * k
-        compute: list[list[float]] = [[] for _ in range(k)]
-        for v in range(graph.n_nodes):
-            self.param_bytes[stage[v]] += int(graph.param_bytes[v])
-            compute[stage[v]].append(_node_ms(graph, device, v))
         edges = set()
         for t in range(graph.n_tensors):
             size, producer = int(graph.tensor_bytes[t]), int(graph.tensor_producer[t])
-            home = None if producer == MODEL_INPUT else stage[producer]
-            readers = _readers(graph, t)
-            others = {stage[v] for v in readers} - {home}
-            for s in others:
+            fetched, sent = prices.moves(t, stage)
+            if fetched is not None:
+                self.out_bytes[fetched] += size
+            for s in sent:
                 self.in_bytes[s] += size
-            if home is not None:
-                if others or graph.tensor_is_output[t]:
-                    self.out_bytes[home] += size
-                edges |= {(producer, v) for v in readers}
+            if producer != MODEL_INPUT:
+                edges |= {(producer, v) for v in _readers(graph, t)}
         self.hop_weighted_crossings = sum(stage[v] - stage[u] for u, v in edges)
-        self.compute_ms = [math.fsum(ms) for ms in compute]
-        self.in_ms = [b / MIB * device.in_ms_per_mib for b in self.in_bytes]
-        self.out_ms = [b / MIB * device.out_ms_per_mib for b in self.out_bytes]
-        self.stream_ms = [
-            max(b - device.parameter_cache_bytes, 0) / MIB * device.stream_ms_per_mib
-            for b in self.param_bytes
+        beyond = [
+            max(held - prices.cache_bytes(s, members[s]), 0)
+            for s, held in enumerate(self.param_bytes)
         ]
+        # A part of a byte is none; what rounding makes of a whole one is.
+        self.streamed_bytes = [math.ceil(b - 1e-6) for b in beyond]
+        self.compute_ms = [
+            math.fsum(prices.node_ms(s, v) for v in mine) for s, mine in enumerate(members)
+        ]
+        by_stage = list(enumerate(devices))
+        self.in_ms = [self.in_bytes[s] / MIB * d.in_ms_per_mib for s, d in by_stage]
+        self.out_ms = [self.out_bytes[s] / MIB * d.out_ms_per_mib for s, d in by_stage]
+        self.stream_ms = [beyond[s] / MIB * d.stream_ms_per_mib for s, d in by_stage]
         self.stage_ms = [
-            math.fsum(parts) + device.stage_overhead_ms
-            for parts in zip(self.compute_ms, self.in_ms, self.out_ms, self.stream_ms, strict=True)
+            math.fsum(parts) + devices[s].stage_overhead_ms
+            for s, parts in enumerate(
+                zip(self.compute_ms, self.in_ms, self.out_ms, self.stream_ms, strict=True)
+            )
         ]
 
     def value(self, objective: str) -> float:
@@ -224,15 +359,28 @@ class _Costs:
         return math.fsum(self.stage_ms) if objective == "latency" else max(self.param_bytes)
 
 
-def _identity(plan: Plan, graph: ComputeGraph, device: DeviceModel) -> list[str]:
+def _identity(
+    plan: Plan, graph: ComputeGraph, devices: Sequence[DeviceModel], host: DeviceModel | None
+) -> list[str]:
     if plan.objective not in OBJECTIVES:
         return [f"objective {plan.objective!r} is not known"]
+    if len(devices) != plan.n_stages:
+        return [f"n_stages is {plan.n_stages} for {len(devices)} devices"]
+    if plan.activation_cache and not all(device.cache_by_activation for device in devices):
+        return ["activation_cache is true for a device that says nothing of it"]
+    if plan.host_operators and host is None:
+        return ["host is None; it must be the name of what runs host_operators"]
+    names, digests = [d.name for d in devices], [d.digest for d in devices]
+    chain = hashlib.sha256(",".join(digests).encode()).hexdigest()
+    runner = host if plan.host_operators else None
     expected = {
         "graph_name": graph.name,
         "graph_digest": graph.digest,
-        "device": device.name,
-        "device_digest": device.digest,
-        "simulated": device.simulated,
+        "device": names[0] if len(set(names)) == 1 else ",".join(names),
+        "device_digest": digests[0] if len(set(digests)) == 1 else chain,
+        "simulated": any(d.simulated for d in devices),
+        "host": runner and runner.name,
+        "host_digest": runner and runner.digest,
         "unit": UNITS[plan.objective],
     }
     differences = [
@@ -240,7 +388,7 @@ def _identity(plan: Plan, graph: ComputeGraph, device: DeviceModel) -> list[str]
         for name, right in expected.items()
         if type(getattr(plan, name)) is not type(right) or getattr(plan, name) != right
     ]
-    for name in ("children_together", "proven_optimal"):
+    for name in ("children_together", "proven_optimal", "activation_cache"):
         if type(getattr(plan, name)) is not bool:
             differences.append(f"{name} is {getattr(plan, name)!r}; it must be true or false")
     for name in ("planner", "planner_version"):
@@ -249,21 +397,29 @@ def _identity(plan: Plan, graph: ComputeGraph, device: DeviceModel) -> list[str]
     for name in ("value", "lower_bound", "solve_seconds"):
         if not _is_amount(getattr(plan, name)):
             differences.append(f"{name} is {getattr(plan, name)!r}; it must be a number from 0")
+    for name in ("memory_limit_bytes", "crossings_lower_bound"):
+        amount = getattr(plan, name)
+        if amount is not None and (type(amount) is not int or amount < 0):
+            differences.append(f"{name} is {amount!r}; it must be a whole number from 0 or null")
+    if list(plan.host_operators) != sorted(set(plan.host_operators)):
+        differences.append("host_operators must be different numbers in rising order")
     if not isinstance(plan.stages, Mapping):
         differences.append("stages is no object with the costs of the stages")
     return differences
 
 
-def _feasibility(plan: Plan, graph: ComputeGraph) -> list[str]:
+def _feasibility(plan: Plan, graph: ComputeGraph, prices: _Prices) -> list[str]:
     stage, k = plan.stage, plan.n_stages
     if len(stage) != graph.n_nodes:
         return [f"stage has {len(stage)} entries for {graph.n_nodes} operators"]
-    if k > graph.n_nodes:
-        return [f"n_stages is {k} for {graph.n_nodes} operators"]
     differences = []
+    limit = plan.memory_limit_bytes
     for s in range(k):
         if s not in stage:
             differences.append(f"stage {s} of {k} is empty")
+        held = sum(prices.param_bytes[v] for v, at in enumerate(stage) if at == s)
+        if limit is not None and held > limit:
+            differences.append(f"stage {s} holds {held} bytes; memory_limit_bytes is {limit}")
     for v, s in enumerate(stage):
         name = graph.node_names[v]
         if not 0 <= s < k:
@@ -300,8 +456,8 @@ def _numbers(plan: Plan, costs: _Costs) -> list[str]:
     return differences
 
 
-def _claims(plan: Plan) -> list[str]:
-    """What the plan says about its bound, against its value."""
+def _claims(plan: Plan, costs: _Costs) -> list[str]:
+    """What the plan says about its bounds, against its value."""
     differences = []
     if plan.lower_bound > plan.value:
         differences.append(f"lower_bound {plan.lower_bound} is above the value {plan.value}")
@@ -317,27 +473,43 @@ def _claims(plan: Plan) -> list[str]:
     proven = gap is not None and gap <= OPTIMALITY_TOLERANCE
     if plan.proven_optimal != proven:
         differences.append(_differs("proven_optimal", plan.proven_optimal, proven))
+    fewest, claimed = plan.crossings_lower_bound, plan.objective == "peak-memory" and proven
+    if (fewest is not None) != claimed:
+        right = "a whole number" if claimed else "null"
+        differences.append(f"crossings_lower_bound is {fewest!r}, should be {right}")
+    elif fewest is not None and fewest > costs.hop_weighted_crossings:
+        differences.append(
+            f"crossings_lower_bound {fewest} is above the {costs.hop_weighted_crossings} crossings"
+        )
     return differences
 
 
-def _prove(
-    plan: Plan, graph: ComputeGraph, device: DeviceModel, seconds: float
-) -> tuple[str, float]:
-    """Another exact planner and the bound it proves.
+def _prove(plan: Plan, prices: _Prices, seconds: float) -> tuple[str, float | None, int | None]:
+    """Another exact planner, the bound it proves, and the one on crossings.
 
     Raises:
-        UserError: It finds a plan that the given plan's bound rules out.
+        UserError: It finds a plan that the given plan's bounds rule out.
     """
     prover = next(name for name in PROVERS if name in planner_names() and name != plan.planner)
-    problem = StagingProblem(graph, plan.n_stages, device, plan.objective, plan.children_together)
-    proof = make_plan(problem, prover, Effort(time_limit_s=seconds))
-    value = _Costs(graph, device, proof.stage, plan.n_stages).value(plan.objective)
+    problem = plan.problem(prices.graph, tuple(prices.devices), prices.host)
+    try:
+        proof = make_plan(problem, prover, Effort(time_limit_s=seconds))
+    except PlanError:
+        # In so little time it may find no plan within a memory limit.
+        return prover, None, None
+    costs = _Costs(prices, proof.stage)
+    value, crossings = costs.value(plan.objective), costs.hop_weighted_crossings
+    refuted = None
     if value < plan.lower_bound * (1 - OPTIMALITY_TOLERANCE):
-        raise UserError(
-            f"the plan is wrong: lower_bound is {plan.lower_bound}, but {prover} found a plan "
-            f"of {value} {plan.unit}; make it again"
+        refuted = f"lower_bound is {plan.lower_bound}, but {prover} found a plan of {value}"
+    elif value <= plan.value and crossings < (plan.crossings_lower_bound or 0):
+        refuted = (
+            f"crossings_lower_bound is {plan.crossings_lower_bound}, but {prover} found a plan "
+            f"with {crossings} at {value}"
         )
-    return prover, proof.lower_bound
+    if refuted:
+        raise UserError(f"the plan is wrong: {refuted} {plan.unit}; make it again")
+    return prover, proof.lower_bound, proof.crossings_lower_bound
 
 
 def _is_amount(value: object) -> bool:

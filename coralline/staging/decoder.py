@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from coralline.devices.model import MIB
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
 from coralline.staging.bounds import work_bound
 from coralline.staging.policy import CLIP, N_CONTEXT, N_DYNAMIC, Arrays
 from coralline.staging.problem import StagingProblem
-from coralline.staging.split import split_arguments
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def policy_input(problem: StagingProblem) -> PolicyInput:
     whether it writes an output; and for the whole problem the number of stages, V, parameters
     against all caches, overhead and compute against the bound, mean cost of a border.
     """
-    graph, device, k = problem.graph, problem.device, problem.n_stages
+    graph, device, k = problem.graph, problem.devices[0], problem.n_stages
     n = graph.n_nodes
     scale = work_bound(replace(problem, objective="bottleneck")) or 1.0
-    arguments = split_arguments(problem)
-    in_ms, out_ms = arguments[9] / scale, arguments[10] / scale
+    mib = graph.tensor_bytes / MIB / scale
+    in_ms, out_ms = mib * device.in_ms_per_mib, mib * device.out_ms_per_mib
     producer = graph.tensor_producer
     inner = producer != MODEL_INPUT
     # What a border costs that the tensor crosses; an output is fetched in any case.
@@ -76,7 +76,7 @@ def policy_input(problem: StagingProblem) -> PolicyInput:
     is_read = np.diff(graph.consumer_start) > 0
     opens = np.bincount(producer[inner], (border * is_read)[inner], minlength=n)
     reads = np.bincount(graph.consumers, border[graph.consumer_tensor], minlength=n)
-    compute = problem.node_ms / scale
+    compute = problem.node_ms[0] / scale
     params = graph.param_bytes / max(device.parameter_cache_bytes, 1)
     u, v = graph.edges.T
     ones = np.ones(len(u), np.float32)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coralline.devices.model import MIB
-from coralline.errors import UserError
+from coralline.devices.model import MIB, DeviceModel
+from coralline.errors import PlanError, UserError
 from coralline.staging.problem import Effort, Plan, StagingProblem, make_plan
 
 
@@ -73,7 +73,9 @@ def choose_stages(
         effort: The time limit is for each number of stages.
 
     Raises:
-        UserError: No accelerator, or an objective that says nothing about copies.
+        UserError: No accelerator, devices that differ, or an objective that says nothing about
+            copies.
+        PlanError: There is no plan for any number of stages.
     """
     if accelerators < 1:
         raise UserError(f"{accelerators} accelerators: give at least 1")
@@ -82,10 +84,19 @@ def choose_stages(
             "objective peak-memory always wants the most stages; give --stages, or choose "
             "bottleneck or latency"
         )
-    options = []
+    if not isinstance(problem.device, DeviceModel):
+        raise UserError("a choice of stages takes one device, all accelerators being equal")
+    options, refused = [], None
     for k in range(1, min(accelerators, problem.graph.n_nodes) + 1):
-        plan = make_plan(replace(problem, n_stages=k), planner, effort)
-        options.append(_deployment(plan, accelerators // k, problem))
+        try:
+            plan = make_plan(replace(problem, n_stages=k), planner, effort)
+        except PlanError as error:
+            # Too few stages for the memory limit, or too many for the groups of children.
+            refused = error
+        else:
+            options.append(_deployment(plan, accelerators // k))
+    if not options and refused is not None:
+        raise refused
     if problem.objective == "bottleneck":
         best = max(options, key=lambda o: (o.throughput_fps, -o.replicas * o.plan.n_stages))
     else:
@@ -93,14 +104,13 @@ def choose_stages(
     return Choice(best, tuple(options), _reason(best, options, problem))
 
 
-def _deployment(plan: Plan, replicas: int, problem: StagingProblem) -> Deployment:
-    cache = problem.device.parameter_cache_bytes
+def _deployment(plan: Plan, replicas: int) -> Deployment:
     return Deployment(
         plan=plan,
         replicas=replicas,
         throughput_fps=replicas * 1000 / max(plan.stages["stage_ms"]),
         latency_ms=sum(plan.stages["stage_ms"]),
-        streamed_bytes=sum(max(b - cache, 0) for b in plan.stages["param_bytes"]),
+        streamed_bytes=sum(plan.stages["streamed_bytes"]),
     )
 
 
@@ -110,7 +120,7 @@ def _reason(best: Deployment, options: list[Deployment], problem: StagingProblem
     goal = "throughput" if problem.objective == "bottleneck" else "latency"
     others = [o for o in options if o is not best]
     if not others:
-        return f"{shape}: the only way to use 1 accelerator"
+        return f"{shape}: there is no other way to use the accelerators"
     if problem.objective == "bottleneck":
         second = max(others, key=lambda o: o.throughput_fps)
         ratio = best.throughput_fps / second.throughput_fps

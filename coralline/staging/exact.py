@@ -8,10 +8,16 @@ its linear programme is public in Yu-Maryland/Differentiable_Scheduler_ICML24):
     y[v, s] = 1 when operator v is in stage s or earlier,    x[v, s] = y[v, s] - y[v, s - 1]
 
     y[v, s - 1] <= y[v, s];   y[w, s] <= y[v, s] for an edge v -> w;   sum_v x[v, s] >= 1
+    sum_v param_bytes[v] x[v, s] <= memory limit
     fetch[t, s] >= x[producer, s] - x[reader, s]       for each reader of a tensor t
     send[t, s]  >= x[reader, s] - x[producer, s]
     time[s]     >= overhead + sum_v ms[v] x[v, s] + sum_t (out[t] fetch[t, s] + in[t] send[t, s])
     time[s]     >= the same + streaming of (sum_v param_bytes[v] x[v, s] - cache)
+
+Where activations make the cache smaller, what that adds to the streaming is a further column,
+at least as large as any operator in the stage has it. For `peak-memory` a second programme
+minimises the crossings, sum over edges v -> w and s < K - 1 of y[v, s] - y[w, s], with the
+optimal peak as memory limit.
 
 The best split of a few topological orders gives a first plan. Only better plans are searched
 for, so an operator cannot be in a stage so early that it and its ancestors would not fit
@@ -25,10 +31,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,20 +43,38 @@ from coralline.devices.model import MIB
 from coralline.errors import PlanError
 from coralline.graph.compute_graph import MODEL_INPUT
 from coralline.staging.baselines import load_split
-from coralline.staging.bounds import work_bound
+from coralline.staging.bounds import crossings_bound, stage_windows, work_bound
 from coralline.staging.orders import priority_order, stack_order
-from coralline.staging.problem import Effort, Proposal, StagingProblem, evaluate, register
+from coralline.staging.problem import (
+    OPTIMALITY_TOLERANCE,
+    Effort,
+    Proposal,
+    StagingProblem,
+    evaluate,
+    no_plan,
+    none_found,
+    register,
+)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+Goal = Literal["bottleneck", "peak-memory", "latency", "crossings"]
+"""What a programme minimises; the last one is the second aim of `peak-memory`."""
+
 _ZERO, _ONE = 0, 1
 """Columns that are constants."""
+
+_LOGIC, _COST, _BYTES = 0, 1, 2
+"""Kinds of rows, by what their coefficients count."""
+
+_INFEASIBLE = 2
+"""What scipy.optimize.milp says of a programme without a solution."""
 
 _MARGIN = 1e-7
 """A plan must be better by this share to be searched for; floating-point sums err less."""
 
-_FIRST_ORDERS = 15
+_FIRST_ORDERS = 16
 
 _ALONE, _ALONE_S = 0.1, 1.0
 """Share of the time, and seconds at most, in which `auto` leaves the policy aside."""
@@ -88,24 +112,22 @@ def _load_ideals() -> None:
     compile_search()
 
 
-@register("exact", version="1", load=_load_ideals)
+@register("exact", version="2", load=_load_ideals)
 def exact(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by search over down-sets, or the best plan and bound when time is up."""
-    from coralline.staging.ideals import Search
+    from coralline.staging.ideals import Search, conclude
 
     deadline = perf_counter() + effort.time_limit_s
-    search = Search(problem, effort.seed)
-    search.run(deadline)
-    return Proposal(search.stage, search.bound)
+    return conclude(problem, Search(problem, effort.seed), deadline)
 
 
-@register("auto", version="1", load=_load_ideals)
+@register("auto", version="2", load=_load_ideals)
 def auto(problem: StagingProblem, effort: Effort) -> Proposal:
     """The best plan and bound of all means: `exact`, and where that takes long the policy.
 
     The policy's plan gives the search over orders and down-sets another start.
     """
-    from coralline.staging.ideals import Search, order_of
+    from coralline.staging.ideals import Search, conclude, order_of
     from coralline.staging.policy import load_decoder, policy
 
     start = perf_counter()
@@ -114,13 +136,13 @@ def auto(problem: StagingProblem, effort: Effort) -> Proposal:
     search.run(start + min(effort.time_limit_s * _ALONE, _ALONE_S))
     if not search.proven and effort.time_limit_s >= _POLICY_S:
         load_decoder()
-        proposal = policy(problem, replace(effort, time_limit_s=effort.time_limit_s * _ALONE))
-        search.offer(order_of(problem, proposal.stage))
-    search.run(deadline)
-    return Proposal(search.stage, search.bound)
+        effort = replace(effort, time_limit_s=effort.time_limit_s * _ALONE)
+        with suppress(PlanError):
+            search.offer(order_of(problem, policy(problem, effort).stage))
+    return conclude(problem, search, deadline)
 
 
-@register("exact-cpsat", version="1", load=_load_cpsat)
+@register("exact-cpsat", version="2", load=_load_cpsat)
 def exact_cpsat(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by OR-Tools CP-SAT, or the best plan and bound when time is up."""
     return _solve(problem, effort, _CpSat(), warm=True)
@@ -136,7 +158,7 @@ def exact_cpsat_cold(problem: StagingProblem, effort: Effort) -> Proposal:
     return _solve(problem, effort, _CpSat(), warm=False)
 
 
-@register("exact-milp", version="1", load=_load_highs)
+@register("exact-milp", version="2", load=_load_highs)
 def exact_milp(problem: StagingProblem, effort: Effort) -> Proposal:
     """The optimum by HiGHS on the integer linear programme, or the best plan and bound.
 
@@ -160,47 +182,90 @@ def _solve(
     problem: StagingProblem, effort: Effort, solver: _CpSat | _Highs, *, warm: bool
 ) -> Proposal:
     deadline = perf_counter() + effort.time_limit_s
-    found: list[Ints] = []
-    value = most = _most(problem)
-    unit = work_bound(problem) or most or 1.0
-    if warm:
-        start, value = first_plan(problem, effort, deadline)
-        if value == 0:
-            return Proposal(start, 0.0)
-        found, unit = [start], value
-    whole = problem.objective == "peak-memory"
-    target = solver.target(value, whole) if warm else most
-    programme = formulate(problem, target if warm else np.inf)
-    # No plan is better than the target, should that turn out to be out of reach.
-    beyond = min(value, target + 1 if whole else target)
+    start = first_plan(problem, effort, deadline) if warm else None
+    stage, bound = _minimise(problem, problem.objective, start, solver, effort, deadline, warm)
+    peak = evaluate(problem, stage).value
+    proven = bound is not None and peak <= bound * (1 + OPTIMALITY_TOLERANCE)
+    if problem.objective != "peak-memory" or not proven:
+        return Proposal(stage, bound)
+    capped = replace(problem, memory_limit_bytes=max(int(peak), 1))
+    stage, fewest = _minimise(capped, "crossings", stage, solver, effort, deadline, warm)
+    return Proposal(stage, bound, None if fewest is None else int(fewest))
+
+
+def _minimise(
+    problem: StagingProblem,
+    goal: Goal,
+    start: Ints | None,
+    solver: _CpSat | _Highs,
+    effort: Effort,
+    deadline: float,
+    narrow: bool,
+) -> tuple[Ints, float | None]:
+    """The best plan found, int64 (V,), and a bound that no plan beats, if there is one.
+
+    Args:
+        start: A plan, if one is known.
+        narrow: Whether bounds of ours may help the solver.
+
+    Raises:
+        PlanError: There is no plan, or none was found in time.
+    """
+    whole = goal in ("peak-memory", "crossings")
+    most = _most(problem, goal)
+    least = 0.0
+    if narrow:
+        least = crossings_bound(problem) if goal == "crossings" else work_bound(problem)
+    value = most if start is None else _value(problem, goal, start)
+    if start is not None and value <= least:
+        return start, value
+    target = most if start is None else solver.target(value, whole)
+    programme = formulate(problem, target, goal, narrow=narrow)
+    stage, bound = None, None
     if programme is None:
-        return Proposal(found[0], beyond)
-    bound = None
-    if perf_counter() < deadline:
-        stage, bound = solver.run(programme, target, unit, whole, deadline, effort, found)
-        if bound is not None:
-            bound = min(bound, beyond)
-        if stage is not None:
-            found.append(stage)
+        bound = np.inf
+    elif perf_counter() < deadline:
+        unit = value if start is not None else work_bound(problem) or most or 1.0
+        stage, bound = solver.run(programme, target, unit, whole, deadline, effort, start)
+    found = [s for s in (start, stage) if s is not None and _value(problem, goal, s) < np.inf]
     if not found:
+        if bound == np.inf:
+            raise no_plan(problem)
+        if problem.memory_limit_bytes is not None:
+            raise none_found(problem)
         raise PlanError(
             f"no plan of {problem.graph.name!r} was found in {effort.time_limit_s:g} s; "
             "give it more time"
         )
-    return Proposal(min(found, key=lambda stage: evaluate(problem, stage).value), bound)
+    if bound is not None:
+        # Where nothing is better than the start, it is as good as the target allows to say.
+        bound = min(bound, value, target + 1 if whole else target)
+    return min(found, key=lambda stage: _value(problem, goal, stage)), bound
 
 
-def _most(problem: StagingProblem) -> float:
+def _value(problem: StagingProblem, goal: Goal, stage: Ints) -> float:
+    """What is minimised; infinite where rounding let a solver break a rule."""
+    try:
+        evaluation = evaluate(problem, stage)
+    except PlanError:
+        return np.inf
+    return evaluation.hop_weighted_crossings if goal == "crossings" else evaluation.value
+
+
+def _most(problem: StagingProblem, goal: Goal) -> float:
     """A value that no plan exceeds."""
-    graph, device, k = problem.graph, problem.device, problem.n_stages
-    if problem.objective == "peak-memory":
-        return float(graph.param_bytes.sum())
-    per_mib = k * device.in_ms_per_mib + device.out_ms_per_mib
+    graph, k = problem.graph, problem.n_stages
+    if goal == "crossings":
+        return float(problem.edge_weight.sum() * (k - 1))
+    held = float(problem.param_bytes.sum())
+    if goal == "peak-memory":
+        return min(held, problem.memory_limit_bytes or held)
+    in_ms, out_ms = problem.of_stages("in_ms_per_mib"), problem.of_stages("out_ms_per_mib")
     return float(
-        problem.node_ms.sum()
-        + k * device.stage_overhead_ms
-        + graph.tensor_bytes.sum() / MIB * per_mib
-        + graph.param_bytes.sum() / MIB * device.stream_ms_per_mib
+        problem.node_ms.max(axis=0).sum()
+        + problem.of_stages("stage_overhead_ms").sum()
+        + graph.tensor_bytes.sum() / MIB * (in_ms.sum() + out_ms.max())
+        + held / MIB * problem.of_stages("stream_ms_per_mib").max()
     ) * (1 + 1e-9)
 
 
@@ -223,23 +288,28 @@ class _CpSat:
         whole: bool,
         deadline: float,
         effort: Effort,
-        hint: list[Ints],
+        hint: Ints | None,
     ) -> tuple[Ints | None, float | None]:
-        """A plan of value <= `target`, if one was found, and a bound on such plans."""
+        """A plan of value <= `target`, if one was found, and a bound on such plans, if known.
+
+        The bound is infinite where there is none; `hint` is a plan to start from.
+        """
         cp_model = _load_cpsat()
         # V roundings of at most one tick each stay below the tolerance of optimality, and the
         # sums within 64 bits.
         n = len(programme.y)
         tick = 1.0 if whole else max(unit * _MARGIN / max(n, 100), target * 1e-15)
         # Costs have negative coefficients: rounding up brings them closer to 0.
-        scale = np.where(programme.row_is_cost, 1 / tick, 1.0)
+        scale = np.where(programme.row_kind == _COST, 1 / tick, 1.0)
         model = cp_model.CpModel()
         limit = int(np.floor(target / tick))
+        is_amount = programme.is_amount
+        upper = np.where(is_amount, np.ceil(programme.upper / tick), programme.upper)
+        upper[programme.objective] = limit
         columns = [
-            model.new_int_var(int(lo), int(hi) if hi < np.inf else limit, "")
-            for lo, hi in zip(programme.lower, programme.upper, strict=True)
+            model.new_int_var(lo, hi, "")
+            for lo, hi in zip(programme.lower.astype(int), upper.astype(int), strict=True)
         ]
-        is_amount = programme.upper == np.inf
         for r in range(len(programme.row_lower)):
             part = slice(programme.row_start[r], programme.row_start[r + 1])
             column = programme.column[part]
@@ -255,9 +325,9 @@ class _CpSat:
         objective = cp_model.LinearExpr.sum([columns[c] for c in programme.objective])
         model.add(objective <= limit)
         model.minimize(objective)
-        for stage in hint:
+        if hint is not None:
             for v, s in np.argwhere(programme.y[:, 1:] > _ONE):
-                model.add_hint(columns[programme.y[v, s + 1]], int(stage[v] <= s))
+                model.add_hint(columns[programme.y[v, s + 1]], int(hint[v] <= s))
 
         solver = cp_model.CpSolver()
         solver.parameters.max_time_in_seconds = max(deadline - perf_counter(), 0.0)
@@ -296,17 +366,22 @@ class _Highs:
         whole: bool,
         deadline: float,
         effort: Effort,
-        hint: list[Ints],
+        hint: Ints | None,
     ) -> tuple[Ints | None, float | None]:
-        """A plan of value <= `target`, if one was found, and a bound on such plans."""
+        """A plan of value <= `target`, if one was found, and a bound on such plans, if known.
+
+        The bound is infinite where there is none; `hint` is a plan to start from.
+        """
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
 
         # The unit becomes 1000, so that absolute tolerances of 1e-6 are 1e-9 of it.
-        scale = np.where(programme.row_is_cost, 1000 / unit, 1.0)
-        is_amount = programme.upper == np.inf
+        scale = np.choose(programme.row_kind, [1.0, 1000 / unit, 1000 / programme.most_bytes])
         per_entry = np.repeat(scale, np.diff(programme.row_start))
-        data = programme.coefficient * np.where(is_amount[programme.column], 1.0, per_entry)
+        is_amount = programme.is_amount[programme.column]
+        data = programme.coefficient * np.where(is_amount, 1.0, per_entry)
+        # Half a byte more changes nothing but what a solver's rounding can do.
+        row_lower = programme.row_lower - 0.5 * (programme.row_kind == _BYTES)
         n_columns = len(programme.lower)
         rows = csr_array(
             (data, programme.column, programme.row_start),
@@ -319,13 +394,19 @@ class _Highs:
             result = milp(
                 weight,
                 integrality=programme.is_binary.astype(np.int64),
-                bounds=Bounds(programme.lower, programme.upper),
+                bounds=Bounds(
+                    programme.lower,
+                    np.where(programme.is_amount, np.inf, programme.upper),
+                ),
                 constraints=[
-                    LinearConstraint(rows, programme.row_lower * scale, np.inf),
+                    LinearConstraint(rows, row_lower * scale, np.inf),
                     LinearConstraint(weight[None, :], -np.inf, target * 1000 / unit),
                 ],
                 options={"time_limit": max(deadline - perf_counter(), 0.0), "mip_rel_gap": 0.0},
             )
+        if result.status == _INFEASIBLE:
+            # Which it is not if there is a plan.
+            return None, np.inf if hint is None else None
         bound = None
         if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound):
             bound = result.mip_dual_bound * unit / 1000 * (1 - _MARGIN)
@@ -334,33 +415,36 @@ class _Highs:
         return None if result.x is None else programme.stages(np.round(result.x)), bound
 
 
-def first_plan(problem: StagingProblem, effort: Effort, deadline: float) -> tuple[Ints, float]:
-    """The best split, int64 (V,), of a few topological orders, and its value.
+def first_plan(problem: StagingProblem, effort: Effort, deadline: float) -> Ints | None:
+    """The best split, int64 (V,), of a few topological orders; None if none is a plan.
 
     The orders: the graph's own, depth first, by level, and some at random; fewer when the
     deadline, in seconds of `perf_counter`, passes.
     """
-    from coralline.staging.split import split_arguments, split_order, split_value
+    from coralline.staging.split import split_order
 
     graph = problem.graph
     rng = np.random.default_rng(effort.seed)
-    arguments = split_arguments(problem)
-    best = graph.topological_order
-    least = split_value(arguments, best)
+    best, least = None, (np.inf, 0)
     for attempt in range(_FIRST_ORDERS):
-        if perf_counter() > deadline:
+        if attempt and perf_counter() > deadline:
             break
         if attempt == 0:
-            order = stack_order(graph)
+            order = graph.topological_order
         elif attempt == 1:
+            order = stack_order(graph)
+        elif attempt == 2:
             order = np.argsort(graph.level, kind="stable")
         else:
             order = priority_order(graph, rng.random(graph.n_nodes))
-        value = split_value(arguments, order)
-        if value < least:
-            best, least = order, value
-    stage = split_order(problem, best)
-    return stage, evaluate(problem, stage).value
+        try:
+            stage = split_order(problem, order)
+            key = evaluate(problem, stage).key
+        except PlanError:
+            continue
+        if key < least:
+            best, least = stage, key
+    return best
 
 
 @dataclass(frozen=True)
@@ -368,25 +452,29 @@ class Programme:
     """Minimise the sum of some columns subject to rows `sum coefficient * column >= lower`.
 
     Attributes:
-        lower, upper: (N,) bounds of the columns; an amount in ms or bytes has upper inf.
+        lower, upper: (N,) bounds of the columns.
         is_binary: bool (N,); the other columns may be fractional.
+        is_amount: bool (N,): in ms or, for a whole objective, in its unit.
         objective: The columns to sum.
         row_start, column, coefficient: The rows, compressed.
         row_lower: (R,).
-        row_is_cost: bool (R,): all but the amounts' coefficients of the row, and its lower
-            bound, are in ms or bytes.
+        row_kind: int64 (R,): _LOGIC; _COST where all but the amounts' coefficients, and the
+            lower bound, are in the amounts' unit; _BYTES where they are parameter bytes.
+        most_bytes: Of the rows of that kind, the most that a stage may hold.
         y: int64 (V, K + 1): column of "v is in stage s - 1 or earlier".
     """
 
     lower: Floats
     upper: Floats
     is_binary: NDArray[np.bool_]
+    is_amount: NDArray[np.bool_]
     objective: Ints
     row_start: Ints
     column: Ints
     coefficient: Floats
     row_lower: Floats
-    row_is_cost: NDArray[np.bool_]
+    row_kind: Ints
+    most_bytes: int
     y: Ints
 
     def stages(self, values: Floats) -> Ints:
@@ -394,15 +482,23 @@ class Programme:
         return (values[self.y[:, 1:]] < 0.5).sum(axis=1).astype(np.int64)
 
 
-def formulate(problem: StagingProblem, target: float) -> Programme | None:
+def formulate(
+    problem: StagingProblem, target: float, goal: Goal | None = None, *, narrow: bool = True
+) -> Programme | None:
     """The programme whose solutions are all plans of value `target` or less.
+
+    Args:
+        goal: What the value is; the problem's objective without it.
+        narrow: Whether to leave out the stages in which an operator cannot be in such a plan.
 
     Returns:
         None when there is obviously no such plan.
     """
-    graph, device, k = problem.graph, problem.device, problem.n_stages
-    n, n_tensors = graph.n_nodes, graph.n_tensors
-    earliest, latest = stage_windows(problem, target)
+    graph, k = problem.graph, problem.n_stages
+    n, goal = graph.n_nodes, goal or problem.objective
+    earliest, latest = np.zeros(n, np.int64), np.full(n, k - 1)
+    if narrow:
+        earliest, latest = stage_windows(problem, np.inf if goal == "crossings" else target)
     if (earliest > latest).any():
         return None
     border = np.arange(-1, k)
@@ -410,121 +506,105 @@ def formulate(problem: StagingProblem, target: float) -> Programme | None:
     y[border[None, :] < earliest[:, None]] = _ZERO
     y[border[None, :] >= latest[:, None]] = _ONE
     free = y < 0
-    y[free] = 2 + np.arange(free.sum())
-    n_columns = 2 + int(free.sum())
     rows = _Rows()
+    y[free] = rows.columns(int(free.sum()), 1.0, binary=True)
 
     before, after = y[:, :-1], y[:, 1:]
-    rows.add(_stack(before, after), [-1, 1], 0.0, keep=(before > _ONE) & (after > _ONE))
+    rows.add(_stack(before, after), [-1, 1], keep=(before > _ONE) & (after > _ONE))
     u, w = graph.edges.T
-    rows.add(_stack(y[w], y[u]), [-1, 1], 0.0, keep=(y[w] != _ZERO) & (y[u] != _ONE))
+    rows.add(_stack(y[w], y[u]), [-1, 1], keep=(y[w] != _ZERO) & (y[u] != _ONE))
+    # The columns and coefficients that, with a number for each operator, sum those in stage s.
+    members = np.concatenate([after, before])
+    sign = np.repeat([1.0, -1.0], n)
     for s in range(k):
-        ones = np.repeat([1.0, -1.0], n)
-        rows.add_one(np.concatenate([after[:, s], before[:, s]]), ones, 1.0, is_cost=False)
+        rows.add_one(members[:, s], sign, 1.0, _LOGIC)
 
-    amounts = np.arange(n_columns, n_columns + (k if problem.objective == "latency" else 1))
-    n_columns += len(amounts)
-    amount = np.broadcast_to(amounts, k)
-    costs: list[tuple[Floats, float]]
-    if problem.objective == "peak-memory":
-        costs = [(graph.param_bytes.astype(float), 0.0)]
-        moves: list[tuple[Ints, Floats]] = []
+    amounts = rows.columns(k if goal == "latency" else 1, np.inf, amount=True)
+    limit = problem.memory_limit_bytes
+    held = np.tile(problem.param_bytes, 2) * sign
+    if limit is not None and goal != "peak-memory":
+        for s in range(k):
+            rows.add_one(members[:, s], -held, -limit, _BYTES)
+    if goal == "peak-memory":
+        for s in range(k):
+            rows.add_one(np.append(members[:, s], amounts), np.append(-held, 1.0), 0.0, _COST)
+    elif goal == "crossings":
+        # An edge crosses a border when of its ends only the first is before it.
+        weight = problem.edge_weight
+        net = np.bincount(w, weight, minlength=n) - np.bincount(u, weight, minlength=n)
+        columns = np.append(after[:, :-1].T.ravel(), amounts)
+        rows.add_one(columns, np.append(np.tile(net, k - 1), 1.0), 0.0, _COST)
     else:
-        reader, tensor = graph.consumers, graph.consumer_tensor
-        home = graph.tensor_producer[tensor]
-        inner = home != MODEL_INPUT
-        y_reader, y_home = y[reader], np.where(inner[:, None], y[home], _ONE)
-        # A model input is at home before the first stage.
-        send = n_columns + tensor[:, None] * k + np.arange(k)
-        fetch = send + n_tensors * k
-        n_columns += 2 * n_tensors * k
-        r0, r1, h0, h1 = y_reader[:, :-1], y_reader[:, 1:], y_home[:, :-1], y_home[:, 1:]
-        rows.add(
-            _stack(send, r0, r1, h0, h1),
-            [1, 1, -1, -1, 1],
-            0.0,
-            keep=(r1 != _ZERO) & (r0 != _ONE) & (h0 != _ZERO),
-        )
-        rows.add(
-            _stack(fetch, r0, r1, h0, h1),
-            [1, -1, 1, 1, -1],
-            0.0,
-            keep=(h1 != _ZERO)
-            & (h0 != _ONE)
-            & (r1 != _ONE)
-            & (inner & ~graph.tensor_is_output[tensor])[:, None],
-        )
-        in_ms = graph.tensor_bytes / MIB * device.in_ms_per_mib
-        out_ms = graph.tensor_bytes / MIB * device.out_ms_per_mib
-        # What the caller of the model gets is always fetched: it counts with its producer.
-        given = graph.tensor_is_output & (graph.tensor_producer != MODEL_INPUT)
-        work = problem.node_ms + np.bincount(
-            graph.tensor_producer[given], weights=out_ms[given], minlength=n
-        )
-        stream = device.stream_ms_per_mib / MIB
-        costs = [(work, device.stage_overhead_ms)]
-        if stream > 0 and graph.param_bytes.sum() > device.parameter_cache_bytes:
-            costs.append(
-                (
-                    work + stream * graph.param_bytes,
-                    device.stage_overhead_ms - stream * device.parameter_cache_bytes,
-                )
-            )
-        first = int(amounts[-1]) + 1
-        at = np.arange(n_tensors) * k
-        moves = [(first + at, in_ms), (first + n_tensors * k + at, out_ms)]
-    for s in range(k):
-        for cost, constant in costs:
-            columns = [after[:, s], before[:, s], *(c + s for c, _ in moves), amount[s : s + 1]]
-            values = [-cost, cost, *(-ms for _, ms in moves), np.ones(1)]
-            rows.add_one(np.concatenate(columns), np.concatenate(values), constant, is_cost=True)
-
-    lower, upper = np.zeros(n_columns), np.ones(n_columns)
-    lower[_ONE], upper[_ZERO] = 1.0, 0.0
-    upper[amounts] = np.inf
-    is_binary = np.zeros(n_columns, bool)
-    is_binary[: amounts[0]] = True
-    return rows.programme(lower, upper, is_binary, amounts, y)
+        _add_times(problem, rows, y, members, np.broadcast_to(amounts, k))
+    return rows.programme(amounts, limit or 1, y)
 
 
-def stage_windows(problem: StagingProblem, target: float) -> tuple[Ints, Ints]:
-    """First and last stage, int64 (V,) each, of every operator in plans of value <= `target`.
+def _add_times(problem: StagingProblem, rows: _Rows, y: Ints, members: Ints, amount: Ints) -> None:
+    """Rows that keep each stage's column of `amount`, (K,), at its time or above.
 
-    An operator in stage s has its ancestors in stages 0 to s and its descendants in stages s to
-    K - 1; neither set may need more stages than that.
+    Args:
+        members: int64 (2 V, K): the columns whose difference says which operators are in a stage.
     """
-    graph, device, k = problem.graph, problem.device, problem.n_stages
-    n = graph.n_nodes
-    if problem.objective == "latency" or target == np.inf:
-        return np.zeros(n, np.int64), np.full(n, k - 1, np.int64)
-    costs = np.stack([graph.param_bytes.astype(float), problem.node_ms], axis=1)
+    graph, n = problem.graph, problem.graph.n_nodes
+    send, fetch = _add_moves(problem, rows, y)
+    params, mib = problem.param_bytes, graph.tensor_bytes / MIB
+    # What the caller of the model gets is always fetched: it counts with its producer.
+    given = graph.tensor_is_output & (graph.tensor_producer != MODEL_INPUT)
+    given_mib = np.bincount(graph.tensor_producer[given], weights=mib[given], minlength=n)
+    in_ms, out_ms = problem.of_stages("in_ms_per_mib"), problem.of_stages("out_ms_per_mib")
+    stream_ms = problem.of_stages("stream_ms_per_mib") / MIB
+    overhead_ms = problem.of_stages("stage_overhead_ms")
 
-    def stages_needed(order: Ints, neighbours: tuple[tuple[int, ...], ...]) -> Ints:
-        closed = np.zeros((n, -(-n // 8)), np.uint8)
-        total = np.empty((n, 2))
-        for v in order.tolist():
-            for u in neighbours[v]:
-                closed[v] |= closed[u]
-            closed[v, v >> 3] |= 128 >> (v & 7)
-            total[v] = costs[np.unpackbits(closed[v], count=n).view(bool)].sum(axis=0)
-        params, ms = total.T
-        needed = np.full(n, k + 1, np.int64)
-        for stages in range(k, 0, -1):
-            if problem.objective == "peak-memory":
-                fits = params <= stages * target
-            else:
-                beyond = np.maximum(params - stages * device.parameter_cache_bytes, 0)
-                busy = ms + beyond / MIB * device.stream_ms_per_mib
-                # The margin keeps a sum that is exactly at the limit inside it.
-                room = stages * (target - device.stage_overhead_ms)
-                fits = busy <= room + 1e-9 * stages * target
-            needed[fits] = stages
-        return needed
+    def add(s: int, work: Floats, constant: float, less: Ints) -> None:
+        columns = [members[:, s], send[:, s], fetch[:, s], less, amount[s : s + 1]]
+        values = [-work, work, -mib * in_ms[s], -mib * out_ms[s], -np.ones(len(less)), [1.0]]
+        rows.add_one(np.concatenate(columns), np.concatenate(values), constant, _COST)
 
-    order = graph.topological_order
-    earliest = stages_needed(order, graph.predecessors) - 1
-    latest = k - stages_needed(order[::-1], graph.successors)
-    return earliest, latest
+    for s in range(problem.n_stages):
+        work = problem.node_ms[s] + given_mib * out_ms[s]
+        add(s, work, overhead_ms[s], np.zeros(0, np.int64))
+        cache = problem.cache_bytes[s]
+        if stream_ms[s] == 0 or params.sum() <= cache.min():
+            continue
+        # What the streaming of all parameters but the largest cache falls short of.
+        short = stream_ms[s] * (cache.max() - cache)
+        less = rows.columns(int(short.any()), short.max(), amount=True)
+        for v in np.flatnonzero(short):
+            columns = np.append(members[[v, n + v], s], less)
+            rows.add_one(columns, np.array([-short[v], short[v], 1.0]), 0.0, _COST)
+        most = overhead_ms[s] - stream_ms[s] * cache.max()
+        add(s, work + stream_ms[s] * params, most, less)
+
+
+def _add_moves(problem: StagingProblem, rows: _Rows, y: Ints) -> tuple[Ints, Ints]:
+    """Columns, int64 (T, K) each: whether a tensor is sent to, and fetched from, a stage.
+
+    Without those of the model's outputs being fetched.
+    """
+    graph, k = problem.graph, problem.n_stages
+    reader, tensor = graph.consumers, graph.consumer_tensor
+    home = graph.tensor_producer[tensor]
+    inner = home != MODEL_INPUT
+    # A model input is at home before the first stage.
+    y_reader, y_home = y[reader], np.where(inner[:, None], y[home], _ONE)
+    send, fetch = (
+        rows.columns(graph.n_tensors * k, 1.0).reshape(graph.n_tensors, k) for _ in range(2)
+    )
+    r0, r1, h0, h1 = y_reader[:, :-1], y_reader[:, 1:], y_home[:, :-1], y_home[:, 1:]
+    rows.add(
+        _stack(send[tensor], r0, r1, h0, h1),
+        [1, 1, -1, -1, 1],
+        keep=(r1 != _ZERO) & (r0 != _ONE) & (h0 != _ZERO),
+    )
+    rows.add(
+        _stack(fetch[tensor], r0, r1, h0, h1),
+        [1, -1, 1, 1, -1],
+        keep=(h1 != _ZERO)
+        & (h0 != _ONE)
+        & (r1 != _ONE)
+        & (inner & ~graph.tensor_is_output[tensor])[:, None],
+    )
+    return send, fetch
 
 
 @contextmanager
@@ -545,53 +625,66 @@ def _stack(*columns: Ints) -> Ints:
 
 
 class _Rows:
-    """Collects rows."""
+    """Collects columns and rows."""
 
     def __init__(self) -> None:
+        # The constants 0 and 1.
+        self._upper: list[Floats] = [np.array([0.0, 1.0])]
+        self._kinds: list[tuple[bool, bool]] = [(True, False)]
         self._columns: list[Ints] = []
         self._coefficients: list[Floats] = []
         self._lengths: list[Ints] = []
-        self._lower: list[float] = []
-        self._is_cost: list[bool] = []
+        self._lower: list[Floats] = []
+        self._row_kinds: list[Ints] = []
+        self._n_columns = 2
 
-    def add(
-        self, columns: Ints, coefficients: list[int], lower: float, keep: NDArray[np.bool_]
-    ) -> None:
-        """Rows of one shape: columns (..., M), of which those in `keep` (...) are needed."""
+    def columns(
+        self, count: int, upper: float, *, binary: bool = False, amount: bool = False
+    ) -> Ints:
+        """New columns, int64 (count,), from 0 to `upper`."""
+        first = self._n_columns
+        self._n_columns += count
+        self._upper.append(np.full(count, upper))
+        self._kinds.append((binary, amount))
+        return np.arange(first, self._n_columns)
+
+    def add(self, columns: Ints, coefficients: list[int], keep: NDArray[np.bool_]) -> None:
+        """Rows of logic: columns (..., M), of which those in `keep` (...) are needed."""
         rows = columns[keep]
         count, length = rows.shape
         self._columns.append(rows.ravel())
         self._coefficients.append(np.tile(np.array(coefficients, float), count))
         self._lengths.append(np.full(count, length))
-        self._lower += [lower] * count
-        self._is_cost += [False] * count
+        self._lower.append(np.zeros(count))
+        self._row_kinds.append(np.full(count, _LOGIC))
 
-    def add_one(self, columns: Ints, coefficients: Floats, lower: float, *, is_cost: bool) -> None:
+    def add_one(self, columns: Ints, coefficients: Floats, lower: float, kind: int) -> None:
         """One row: columns (M,), of which those with coefficient 0 are dropped."""
         used = coefficients != 0
         self._columns.append(columns[used])
         self._coefficients.append(coefficients[used])
         self._lengths.append(np.array([used.sum()]))
-        self._lower.append(lower)
-        self._is_cost.append(is_cost)
+        self._lower.append(np.array([lower]))
+        self._row_kinds.append(np.array([kind]))
 
-    def programme(
-        self,
-        lower: Floats,
-        upper: Floats,
-        is_binary: NDArray[np.bool_],
-        objective: Ints,
-        y: Ints,
-    ) -> Programme:
+    def programme(self, objective: Ints, most_bytes: int, y: Ints) -> Programme:
+        """All of them."""
+        upper = np.concatenate(self._upper)
+        lower = np.zeros(len(upper))
+        lower[_ONE] = 1.0
+        counts = [len(columns) for columns in self._upper]
+        binary, amount = np.repeat(np.array(self._kinds), counts, axis=0).T
         return Programme(
             lower=lower,
             upper=upper,
-            is_binary=is_binary,
+            is_binary=binary,
+            is_amount=amount,
             objective=objective,
             row_start=np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))]),
             column=np.concatenate(self._columns),
             coefficient=np.concatenate(self._coefficients),
-            row_lower=np.array(self._lower),
-            row_is_cost=np.array(self._is_cost),
+            row_lower=np.concatenate(self._lower),
+            row_kind=np.concatenate(self._row_kinds),
+            most_bytes=most_bytes,
             y=y,
         )

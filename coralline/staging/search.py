@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from coralline.devices.model import load_device
 from coralline.graph.compute_graph import ComputeGraph
+from coralline.staging.bounds import work_bound
 from coralline.staging.problem import Effort, Proposal, StagingProblem, register
 from coralline.staging.split import _split as split_kernel
 from coralline.staging.split import compile_split, split_arguments, split_order
@@ -71,7 +72,9 @@ def annealing(problem: StagingProblem, effort: Effort) -> Proposal:
     keys = np.empty(n)
     keys[problem.graph.topological_order] = np.arange(n) / n
     best_keys = keys.copy()
-    value = best = first = float(instance.values(keys[None])[0])
+    value = best = float(instance.values(keys[None])[0])
+    # Until an order fits into the memory limit, all are equal.
+    scale = best if best < np.inf else work_bound(problem)
     done, batch = 0, 1
     while done < STEPS:
         begin = perf_counter()
@@ -80,7 +83,7 @@ def annealing(problem: StagingProblem, effort: Effort) -> Proposal:
             break
         batch = min(batch, STEPS - done)
         progress = np.maximum((done + np.arange(batch)) / STEPS, spent)
-        temperature = first * HOT * (COLD / HOT) ** progress
+        temperature = scale * HOT * (COLD / HOT) ** progress
         value, best = _anneal(
             keys, value, best_keys, best, temperature, rng.random((batch, 4)), *instance.kernel
         )
@@ -210,7 +213,7 @@ def _values(keys, start, successor, n_predecessors, arguments):  # type: ignore[
     values = np.empty(len(keys))
     for i in range(len(keys)):
         order = _list_order(keys[i], start, successor, n_predecessors)
-        values[i] = split_kernel(order, np.inf, *arguments)[1]
+        values[i] = split_kernel(order, np.inf, arguments)[1]
     return values
 
 
@@ -233,9 +236,11 @@ def _anneal(  # type: ignore[no-untyped-def]
         old = keys[v]
         keys[v] += (2 * uniform[step, 1] - 1) * 0.5 ** (8 * uniform[step, 2])
         order = _list_order(keys, start, successor, n_predecessors)
-        found = split_kernel(order, np.inf, *arguments)[1]
-        worse = found - value
-        if worse <= 0 or uniform[step, 3] < np.exp(-worse / temperature[step]):
+        found = split_kernel(order, np.inf, arguments)[1]
+        kept = found <= value
+        if not kept and found < np.inf:
+            kept = uniform[step, 3] < np.exp((value - found) / temperature[step])
+        if kept:
             value = found
             # The order's own positions, so that a reach means the same all the way.
             for i in range(n):

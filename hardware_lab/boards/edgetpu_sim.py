@@ -12,7 +12,7 @@ from coralline.runtime.child import Progress
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import QUEUE_DEPTH, open_segments
 from coralline.runtime.simulate import simulate_pipeline, simulated_energy_mj
-from coralline.staging import Plan, StagingProblem, evaluate
+from coralline.staging import Plan, evaluate
 from hardware_lab.boards import Task, here
 
 
@@ -50,7 +50,7 @@ class SimulatedEdgeTpu:
         segments = open_segments(task.path)
         plan = Plan.from_json(segments.plan)
         graph = read_graph(segments.folder / segments.model_file)
-        costs = evaluate(StagingProblem(graph, plan.n_stages, device), plan.stage)
+        costs = evaluate(plan.problem(graph, device), plan.stage)
         run = simulate_pipeline(costs, device, repetitions=task.repetitions, warmup=task.warmup)
         if on_progress is not None:
             on_progress(task.repetitions, task.repetitions)

@@ -11,7 +11,8 @@ from coralline.cli import main as cli
 from coralline.graph import read_graph
 from coralline.staging import Plan, planner_names
 
-RESNET50 = str(Path(__file__).parents[1] / "data" / "respect_graphs" / "resnet50.json")
+DATA = Path(__file__).parents[1] / "data"
+RESNET50 = str(DATA / "respect_graphs" / "resnet50.json")
 MIB = 2**20
 
 Run = Callable[..., tuple[int, str, str]]
@@ -73,6 +74,13 @@ def test_the_table_fits_80_columns_and_carries_the_label(
         (["--stages", "2", "--objective", "joy"], "objective 'joy' is not known"),
         (["--stages", "2", "--out", "/dev/null/plan.json"], "cannot be written"),
         (["--stages", "170", "--children-together"], "ask for fewer stages"),
+        (["--stages", "2", "--memory-limit", "3"], "no plan keeps each of 2 stages"),
+        (["--stages", "2", "--memory-limit", "1"], "alone has 2.250 MiB of parameters"),
+        (["--stages", "2", "--memory-limit", "-1"], "holds nothing"),
+        (["--stages", "3", "--device", "edgetpu-usb,edgetpu-pcie"], "2 devices for 3 stages"),
+        (["--stages", "2", "--device", "host-cpu", "--activation-cache"], "does not say how"),
+        (["--stages", "2", "--host-operators", "lstm"], "has no operator 'lstm'"),
+        (["--stages", "2", "--host-operators", "auto"], "from a .tflite model"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -132,3 +140,29 @@ def test_stages_are_a_number_or_auto_with_accelerators(
     code, out, err = coralline("schedule", RESNET50, "--stages", *words)
     assert (code, out) == (2, "")
     assert err.startswith("coralline: --stages")
+
+
+def test_the_options_reach_the_plan(coralline: Run) -> None:
+    code, out, _ = coralline(
+        *("schedule", RESNET50, "-k", "4", "--planner", "exact", "--json"),
+        *("--device", "edgetpu-usb,edgetpu-pcie,edgetpu-pcie,edgetpu-usb"),
+        *("--memory-limit", "7.5", "--host-operators", "0,model_0_conv5_block2_2_conv"),
+        "--activation-cache",
+    )
+    plan = json.loads(out)
+    assert code == 0
+    assert plan["device"] == "edgetpu-usb,edgetpu-pcie,edgetpu-pcie,edgetpu-usb"
+    assert plan["host"] == "host-cpu" and len(plan["host_operators"]) == 2
+    assert plan["memory_limit_bytes"] == 7.5 * MIB and plan["activation_cache"]
+    assert max(plan["stages"]["param_bytes"]) <= 7.5 * MIB
+
+
+def test_host_operators_can_be_those_that_an_edge_tpu_cannot_run(coralline: Run) -> None:
+    code, out, _ = coralline(
+        "schedule", f"{DATA}/small_float.tflite", "-k", "2", "--host-operators", "auto", "--json"
+    )
+    plan = json.loads(out)
+    assert code == 0
+    # It works on floating point numbers throughout.
+    assert plan["host_operators"] == list(range(len(plan["stage"])))
+    assert plan["stages"]["param_bytes"] == [0, 0]

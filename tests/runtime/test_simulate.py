@@ -47,10 +47,10 @@ def test_closed_forms(n_stages: int) -> None:
 
 
 def test_first_inference_loads_what_the_caches_keep() -> None:
-    costs = costs_of(3)
-    small = replace(DEVICE, parameter_cache_bytes=MIB)
-    run = simulate_pipeline(costs, small, repetitions=1, warmup=0)
-    loaded = np.minimum(costs.param_bytes, MIB).sum() / MIB
+    params = np.array([3 * MIB, MIB // 2, 2 * MIB])
+    costs = replace(costs_of(3), param_bytes=params, streamed_bytes=np.maximum(params - MIB, 0))
+    run = simulate_pipeline(costs, DEVICE, repetitions=1, warmup=0)
+    loaded = 2.5
     assert run.first_inference_ms - run.latency_ms[0] == pytest.approx(loaded * 2.32)
 
 

@@ -6,13 +6,21 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-from graph_strategies import feasible_stagings, problems
+from graph_strategies import feasible_stagings, problems, problems_with_options
 from hypothesis import given, settings
 
 from coralline.devices.model import MIB, load_device
 from coralline.graph import ComputeGraph, synthetic
 from coralline.staging import OBJECTIVES, StagingProblem, evaluate, lower_bound, make_plan
-from coralline.staging.bounds import _minimum_cut, cut_bound, work_bound
+from coralline.staging.bounds import (
+    Moves,
+    crossings_bound,
+    cut_bound,
+    minimum_cut,
+    stage_windows,
+    work_bound,
+)
+from coralline.staging.reduction import reduce_problem
 
 DEVICE = replace(
     load_device("edgetpu-usb"),
@@ -24,12 +32,26 @@ DEVICE = replace(
 
 
 @settings(max_examples=300)
-@given(problems(max_nodes=6))
+@given(problems_with_options(max_nodes=6))
 def test_no_plan_beats_a_bound(problem: StagingProblem) -> None:
-    values = [evaluate(problem, stage).value for stage in feasible_stagings(problem)]
-    if values:
-        assert cut_bound(problem) <= min(values) * (1 + 1e-12)
-        assert work_bound(problem) <= lower_bound(problem) <= min(values) * (1 + 1e-12)
+    stagings = feasible_stagings(problem)
+    if not stagings:
+        return
+    keys = [evaluate(problem, stage).key for stage in stagings]
+    best = min(keys)[0] * (1 + 1e-12)
+    reduced, groups = reduce_problem(problem)
+    assert cut_bound(reduced) <= best
+    assert work_bound(reduced) <= lower_bound(problem) <= best
+    limit = np.median([value for value, _ in keys])
+    first, last = stage_windows(reduced, limit)
+    for stage, (value, _) in zip(stagings, keys, strict=True):
+        if value <= limit:
+            assert (first[groups] <= stage).all() and (stage <= last[groups]).all()
+            assert crossings_bound(reduced, limit) <= crossings(problem, stage)
+
+
+def crossings(problem: StagingProblem, stage: tuple[int, ...]) -> int:
+    return evaluate(problem, stage).hop_weighted_crossings
 
 
 def chain(tensor_bytes: list[int], compute_ms: float = 1.0) -> ComputeGraph:
@@ -74,6 +96,7 @@ def test_minimum_cuts_are_those_of_all_closed_sets(problem: StagingProblem) -> N
     graph = problem.graph
     n, inner = graph.n_nodes, graph.tensor_producer >= 0
     cost = np.where(inner, graph.tensor_bytes.astype(float), 0.0)
+    moves = Moves(graph.tensor_producer, graph.consumer_tensor, graph.consumers)
     u, v = graph.edges.T
     sets = [(bits >> np.arange(n)) & 1 == 1 for bits in range(2**n)]
     costs = []
@@ -89,7 +112,7 @@ def test_minimum_cuts_are_those_of_all_closed_sets(problem: StagingProblem) -> N
         if (inside & outside).any():
             continue
         best = min(c for member, c in zip(sets, costs, strict=True) if member[a] and not member[b])
-        assert _minimum_cut(problem, cost, inside, outside) == pytest.approx(best, rel=1e-6)
+        assert minimum_cut(graph, moves, cost, inside, outside) == pytest.approx(best, rel=1e-6)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -1,19 +1,31 @@
 from __future__ import annotations
 
+import signal
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
 import pytest
-from graph_strategies import problems
-from hypothesis import given, settings
+from graph_strategies import feasible_stagings, problems, problems_with_options
+from hypothesis import HealthCheck, given, settings
 
 from coralline.devices.model import DeviceModel, load_device
+from coralline.errors import PlanError
 from coralline.graph import ComputeGraph, synthetic
-from coralline.staging import OBJECTIVES, Effort, StagingProblem, evaluate, make_plan
+from coralline.staging import OBJECTIVES, Effort, StagingProblem, evaluate, ideals, make_plan
 from coralline.staging.exact import formulate
-from coralline.staging.ideals import Search, order_of
-from coralline.staging.split import search_orders, split_arguments, split_order, split_value
+from coralline.staging.ideals import Search, chain_windows, order_of
+from coralline.staging.orders import stack_order
+from coralline.staging.reduction import reduce_problem
+from coralline.staging.split import (
+    search_orders,
+    split,
+    split_arguments,
+    split_order,
+    split_value,
+)
 
 USB = load_device("edgetpu-usb")
 SMALL_CACHE = replace(USB, parameter_cache_bytes=2**20)
@@ -58,6 +70,28 @@ def test_more_words_than_one() -> None:
     assert mine.proven_optimal and mine.value == pytest.approx(other.value, rel=2e-6)
 
 
+@pytest.mark.parametrize("first_steps", [ideals._FIRST_STEPS, 3], ids=["at-once", "in-many-steps"])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(problem=problems_with_options(max_nodes=6))
+def test_every_objective_and_option_is_solved_as_by_trying_all_plans(
+    problem: StagingProblem, first_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ideals, "_FIRST_STEPS", first_steps)
+    keys = [evaluate(problem, stage).key for stage in feasible_stagings(problem)]
+    if not keys:
+        with pytest.raises(PlanError, match=r"no plan|alone|groups"):
+            make_plan(problem, "exact")
+        return
+    value, crossings = min(keys)
+    plan = make_plan(problem, "exact")
+    assert plan.value == pytest.approx(value, rel=1e-9, abs=1e-12)
+    assert plan.lower_bound <= value * (1 + 1e-12)
+    assert plan.proven_optimal or value == 0
+    if problem.objective == "peak-memory":
+        assert plan.stages["hop_weighted_crossings"] == crossings
+        assert plan.crossings_proven
+
+
 @settings(max_examples=50)
 @given(problems(max_nodes=7))
 def test_bounds_hold_however_early_the_search_ends(problem: StagingProblem) -> None:
@@ -66,12 +100,38 @@ def test_bounds_hold_however_early_the_search_ends(problem: StagingProblem) -> N
     first = search.bound
     assert first <= search.value * (1 + 1e-12)
     search.run(perf_counter() + 30)
-    assert search.proven
+    assert search.proven and search.stage is not None
     assert first <= search.bound * (1 + 1e-12)
     assert evaluate(problem, search.stage).value == search.value
     # No solution of the linear programme's rows is better than a proven value.
     if search.value > 0 and problem.objective != "latency":
         assert formulate(problem, search.value) is not None
+
+
+@given(problems_with_options(max_nodes=7))
+def test_the_windows_of_one_order_keep_every_plan(problem: StagingProblem) -> None:
+    with suppress(PlanError):
+        problem, _ = reduce_problem(problem)
+        order = stack_order(problem.graph)
+        arguments = split_arguments(problem)
+        for stage in feasible_stagings(problem):
+            first, last = chain_windows(arguments, order, evaluate(problem, stage).value)
+            assert (first <= stage).all() and (np.array(stage) <= last).all()
+
+
+def test_a_long_search_ends_at_an_interrupt() -> None:
+    graph = synthetic.generate("respect", 1, 200, seed=1)[0]
+    problem = StagingProblem(graph, 6, USB, "latency")
+    make_plan(problem, "exact", Effort(time_limit_s=0.0))  # compiles before the clock starts
+    # CP-SAT leaves the system's handler behind, which ends the process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main = threading.main_thread().ident
+    timer = threading.Timer(1.0, signal.pthread_kill, [main, signal.SIGINT])
+    start = perf_counter()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(problem, "exact", Effort(time_limit_s=60.0))
+    assert perf_counter() - start < 10
 
 
 @pytest.mark.parametrize("objective", ["bottleneck", "latency"])
@@ -98,7 +158,8 @@ def test_auto_is_as_good_as_its_parts() -> None:
 @given(problems(max_nodes=7))
 def test_searching_orders_never_loses(problem: StagingProblem) -> None:
     arguments, start = split_arguments(problem), problem.graph.topological_order
-    found = search_orders(arguments, start, 20, seed=1)
+    found, stage, value = search_orders(arguments, start, 20, seed=1)
+    assert value == split_value(arguments, found) == split(arguments, found)[1]
     assert split_value(arguments, found) <= split_value(arguments, start)
     stage = split_order(problem, found)
     again = order_of(problem, stage)

@@ -6,12 +6,12 @@ from time import sleep
 
 import numpy as np
 import pytest
-from graph_strategies import feasible_stagings, problems
+from graph_strategies import feasible_stagings, problems, problems_with_options
 from hypothesis import given
 
 from coralline.devices.model import MIB, load_device
 from coralline.errors import PlanError, UserError
-from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
+from coralline.graph.compute_graph import ComputeGraph
 from coralline.staging import (
     OBJECTIVES,
     Effort,
@@ -25,7 +25,7 @@ from coralline.staging import (
     planner_names,
 )
 from coralline.staging import problem as problem_module
-from coralline.staging.problem import contract, sibling_groups
+from coralline.staging.reduction import reduce_problem
 
 
 def diamond() -> ComputeGraph:
@@ -42,40 +42,73 @@ def diamond() -> ComputeGraph:
 
 def slow_stage_ms(problem: StagingProblem, stage: tuple[int, ...]) -> list[float]:
     """The time of every stage, word by word as the module's docstring has it."""
-    graph, device = problem.graph, problem.device
+    graph, hosted = problem.graph, set(problem.host_operators)
     times = []
-    for s in range(problem.n_stages):
+    for s, device in enumerate(problem.devices):
         mine = [v for v in range(graph.n_nodes) if stage[v] == s]
-        ms = device.stage_overhead_ms + sum(problem.node_ms[v] for v in mine)
+        on_device = [v for v in mine if v not in hosted]
+        ms = device.stage_overhead_ms
+        ms += sum(device.node_ms(graph)[v] for v in on_device)
+        ms += sum(problem.host_model.node_ms(graph)[v] for v in mine if v in hosted)
+        largest = 0
         for t in range(graph.n_tensors):
             home = graph.tensor_producer[t]
             readers = graph.consumers[graph.consumer_start[t] : graph.consumer_start[t + 1]]
             mib = graph.tensor_bytes[t] / MIB
-            made_here = home != MODEL_INPUT and stage[home] == s
-            read_here = any(stage[r] == s for r in readers)
-            if read_here and not made_here:
+            made_here = home in on_device
+            if any(r in on_device for r in readers) or made_here:
+                largest = max(largest, graph.tensor_bytes[t])
+            if any(r in on_device for r in readers) and not made_here:
                 ms += mib * device.in_ms_per_mib
-            if made_here and (graph.tensor_is_output[t] or any(stage[r] > s for r in readers)):
+            leaves = graph.tensor_is_output[t] or any(r not in on_device for r in readers)
+            if made_here and leaves:
                 ms += mib * device.out_ms_per_mib
-        params = sum(graph.param_bytes[v] for v in mine)
-        ms += max(params - device.parameter_cache_bytes, 0) / MIB * device.stream_ms_per_mib
+        cache = device.parameter_cache_bytes
+        if problem.activation_cache:
+            cache = np.interp(largest, *zip(*device.cache_by_activation, strict=True))
+        params = sum(graph.param_bytes[v] for v in on_device)
+        ms += max(params - cache, 0) / MIB * device.stream_ms_per_mib
         times.append(ms)
     return times
 
 
-@given(problems(max_nodes=5))
+@given(problems_with_options(max_nodes=5))
 def test_evaluate_agrees_with_the_definition(problem: StagingProblem) -> None:
+    graph = problem.graph
     for stage in feasible_stagings(problem)[:20]:
         times = slow_stage_ms(problem, stage)
         result = evaluate(problem, stage)
         np.testing.assert_allclose(result.stage_ms, times, rtol=1e-12)
         params = [
-            sum(p for p, s in zip(problem.graph.param_bytes, stage, strict=True) if s == k)
-            for k in range(problem.n_stages)
+            sum(
+                int(graph.param_bytes[v])
+                for v in range(graph.n_nodes)
+                if stage[v] == s and v not in problem.host_operators
+            )
+            for s in range(problem.n_stages)
         ]
         assert result.param_bytes.tolist() == params
+        assert max(params) <= (problem.memory_limit_bytes or max(params))
+        crossings = sum(stage[v] - stage[u] for u, v in graph.edges)
+        assert result.hop_weighted_crossings == crossings
         value = {"bottleneck": max(times), "latency": sum(times), "peak-memory": max(params)}
         assert result.value == pytest.approx(value[problem.objective], rel=1e-12)
+        assert result.key == (result.value, crossings if problem.objective == "peak-memory" else 0)
+
+
+@given(problems_with_options(max_nodes=6))
+def test_a_reduced_problem_has_the_same_plans_at_the_same_values(problem: StagingProblem) -> None:
+    try:
+        reduced, groups = reduce_problem(problem)
+    except PlanError:
+        assert not feasible_stagings(problem)
+        return
+    by_groups = {tuple(np.array(s)[groups].tolist()): s for s in feasible_stagings(reduced)}
+    assert set(by_groups) == set(feasible_stagings(problem))
+    for stage, of_groups in by_groups.items():
+        one, other = evaluate(problem, stage), evaluate(reduced, of_groups)
+        np.testing.assert_allclose(one.stage_ms, other.stage_ms, rtol=1e-12)
+        np.testing.assert_allclose(one.key, other.key, rtol=1e-12)
 
 
 @given(problems(max_nodes=5))
@@ -83,29 +116,6 @@ def test_no_plan_beats_the_lower_bound(problem: StagingProblem) -> None:
     bound = lower_bound(problem)
     for stage in feasible_stagings(problem):
         assert evaluate(problem, stage).value >= bound * (1 - 1e-12)
-
-
-@given(problems(max_nodes=6))
-def test_sibling_groups_allow_exactly_the_plans_that_keep_children_together(
-    problem: StagingProblem,
-) -> None:
-    problem = replace(problem, children_together=True)
-    groups = sibling_groups(problem.graph)
-    stagings = set(feasible_stagings(problem))
-    merged = contract(problem.graph, groups)
-    if merged.n_nodes < problem.n_stages:
-        assert not stagings
-        return
-    merged = merged.with_compute_ms(
-        np.bincount(groups, weights=problem.node_ms, minlength=merged.n_nodes)
-    )
-    small = replace(problem, graph=merged, children_together=False)
-    by_groups = {tuple(np.array(s)[groups].tolist()): s for s in feasible_stagings(small)}
-    assert set(by_groups) == stagings
-    for stage, of_groups in by_groups.items():
-        assert evaluate(small, of_groups).value == pytest.approx(
-            evaluate(problem, stage).value, rel=1e-12
-        )
 
 
 def test_a_tensor_is_sent_once_to_each_later_stage_and_fetched_once() -> None:

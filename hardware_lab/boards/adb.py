@@ -48,6 +48,10 @@ class Ran:
     output: str
 
 
+class _LostError(DeviceError):
+    """The server or the device did not answer."""
+
+
 class Adb:
     """A device by its serial; with a port in it (`phone:5555`), over TCP.
 
@@ -69,6 +73,13 @@ class Adb:
         Raises:
             DeviceError: adb or the device is missing or not ready; says what to do.
         """
+        try:
+            return self._open()
+        except _LostError:
+            # adb's server (29.0.6) may crash while it connects a device; a new one is started.
+            return self._open()
+
+    def _open(self) -> str:
         self._start_server()
         deadline = time.monotonic() + CONNECT_S
         said = ""
@@ -88,6 +99,8 @@ class Adb:
                 comes = said.startswith(("connected to", "already connected to"))
                 if not comes or state == "unauthorized" or time.monotonic() > deadline:
                     self._not_ready(serial, state, said)
+                if state is None:  # a new server, which knows nothing of it
+                    said = ""
                 time.sleep(POLL_S)
 
     def shell(
@@ -165,11 +178,7 @@ class Adb:
                 found += data
 
     def _start_server(self) -> None:
-        """Have adbutils start the server where none runs.
-
-        It is asked through adbutils, which closes its connections with care: adb's server
-        (29.0.6) has been seen to crash on connections that are simply closed.
-        """
+        """Have adbutils start the server where none runs."""
         from adbutils.errors import AdbConnectionError, AdbError, AdbTimeout
 
         try:
@@ -225,12 +234,12 @@ class Adb:
         except (TimeoutError, AdbTimeout):
             # A TCP entry that no longer answers would hold every later call up.
             self._forget()
-            raise DeviceError(
+            raise _LostError(
                 f"{self._where}: no answer in {time_limit_s:g} s", retryable=True
             ) from None
         except (AdbError, OSError, EOFError) as error:
             why = str(error) or "the connection was closed"
-            raise DeviceError(f"{self._where}: connection lost ({why})", retryable=True) from None
+            raise _LostError(f"{self._where}: connection lost ({why})", retryable=True) from None
 
     def _forget(self) -> None:
         from adbutils.errors import AdbError

@@ -16,7 +16,7 @@ ENGINE ?= docker
 REGISTRY ?=
 VERSION := 0.1.0
 
-.PHONY: help demo test bench bench-staging lint env dev images requirements clean
+.PHONY: help demo test bench bench-staging bench-lab lint env dev images requirements clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ bench: env  ## Run the benchmarks; JSON and Markdown land in benchmarks/results
 
 bench-staging: env  ## Run the benchmark of the staging planners alone (half an hour)
 	$(BIN)/python -m benchmarks --only staging
+
+bench-lab: env  ## Run the load test of the lab's queue alone: minutes
+	$(BIN)/python -m benchmarks --only lab
 
 lint: dev  ## Style, types, layers
 	$(BIN)/ruff check .

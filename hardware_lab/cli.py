@@ -143,29 +143,48 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
     print_table(["board", "kind", "tags", "options"], shown)
 
 
-@lab.command("health", epilog="Example: coralline lab health")
-def health(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
-    """Ask every board whether it can work; exit code 1 when one cannot."""
-    from coralline.errors import CorallineError
-    from hardware_lab.inventory import load_inventory
+@lab.command("health", epilog="Example: coralline lab health pi --set unknown --why 'new cable'")
+def health(
+    board: str | None = typer.Argument(None, help="Only this board, and what became of it."),
+    state: str | None = typer.Option(
+        None, "--set", help="Do not ask it, but say: unknown, bad, maintenance or retired."
+    ),
+    why: str = typer.Option("", "--why", help="Kept with --set."),
+    inventory: Path | None = _inventory(),
+    where: str | None = _where(),
+    json: bool = _json(),
+) -> None:
+    """Ask the boards whether they can work; exit code 1 when one cannot.
 
-    rows = []
-    for board in load_inventory(inventory).boards.values():
-        try:
-            rows.append({"board": board.name, "good": True, "says": board.check()})
-        except CorallineError as error:
-            rows.append({"board": board.name, "good": False, "says": str(error)})
+    A board that is bad, in maintenance or retired gets no jobs until it is set to unknown.
+    """
+    from coralline.errors import UserError
+    from hardware_lab.health import set_health, survey
+    from hardware_lab.inventory import load_inventory
+    from hardware_lab.store import Store, default_lab
+
+    boards = load_inventory(inventory)
+    chosen = list(boards.boards.values()) if board is None else [boards.board(board)]
+    store = Store(where or default_lab())
+    if state is not None:
+        if board is None or not why:
+            raise UserError("--set needs the name of a board, and --why")
+        set_health(store, board, state, why)
+    else:
+        survey(store, chosen)
+    known = store.health()
+    rows = [known[one.name].to_json() for one in chosen if one.name in known]
     if json:
-        output.print_json({"boards": rows})
+        history = {} if board is None else {"log": store.health_log(board)}
+        output.print_json({"boards": rows, **history})
     else:
         print_table(
             ["board", "health", "says"],
-            [
-                [str(row["board"]), "good" if row["good"] else "bad", str(row["says"])]
-                for row in rows
-            ],
+            [[row["board"], row["state"], row["cause"]] for row in rows],
         )
-    if not all(row["good"] for row in rows):
+        for line in store.health_log(board) if board is not None else ():
+            print(f"{line['at']}  {line['state']}: {line['cause']}")
+    if state is None and any(row["state"] in ("looping", "bad") for row in rows):
         raise typer.Exit(1)
 
 
@@ -377,7 +396,11 @@ def bench(
     try:
         _run(store, boards, group, quiet=json)
     finally:
-        store.cancel([job.id], reason="interrupted")
+        # When it was not interrupted, what keeps it in the queue is its board.
+        health = store.health().get(board)
+        unfit = health is not None and health.state not in ("good", "unknown")
+        why = f"board {board!r} is {health.state}: {health.cause}" if health and unfit else None
+        store.cancel([job.id], reason=why or "interrupted")
     store.job(job.id).raise_error()
     result = store.result(job.id)
     if out is not None:

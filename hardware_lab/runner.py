@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from coralline.errors import CorallineError, DeviceError, UserError
 from coralline.runtime.measurement import Measurement
+from hardware_lab import health
 from hardware_lab.boards import Board, Task, here
 from hardware_lab.compare import Comparison, compare
 from hardware_lab.inventory import Demand, Inventory
@@ -30,6 +31,7 @@ from hardware_lab.store import (
     BEAT_S,
     HOLD_S,
     LEASE_S,
+    Health,
     Job,
     Lease,
     Lock,
@@ -124,6 +126,8 @@ class Runner:
         self._held: dict[str, _Held] = {}  # by resource
         self._work: set[Future[None]] = set()
         self._seen: dict[tuple[str, int], tuple[int, float]] = {}
+        self._health: dict[str, Health] = {}
+        self._now = 0.0  # of the store's clock, when it was last looked at
         self._happened = Event()
         self._leaving = Event()
         self._patience_s = PATIENCE_S
@@ -179,6 +183,7 @@ class Runner:
     def _look(self, pool: ThreadPoolExecutor, *, draining: bool) -> tuple[bool, bool]:
         """Begin what can begin. Returns whether anything did, and whether more is left."""
         self._store.sweep()
+        self._health, self._now = self._store.health(), self._store.now()
         leases = self._end_abandoned(self._store.leases())
         taken = {lease.resource for lease in leases}
         begun = False
@@ -191,7 +196,16 @@ class Runner:
             taken.add(board.resource)
             begun |= self._begin(pool, demand, board)
         mine = [lease.demand for lease in leases if self._group in (None, lease.group)]
-        return begun, any(self._inventory.meeting(demand) for demand in (*queue, *mine))
+        waiting = any(
+            self._may_become_usable(name)
+            for demand in queue
+            for name in self._inventory.meeting(demand)
+        )
+        return begun, waiting or any(self._inventory.meeting(demand) for demand in mine)
+
+    def _may_become_usable(self, board: str) -> bool:
+        """Without a person."""
+        return health.is_usable(self._health.get(board), math.inf)
 
     def _choose(self, queue: list[Demand], taken: set[str]) -> tuple[Demand, Board] | None:
         """The first demand that a free board meets."""
@@ -200,7 +214,8 @@ class Runner:
         for demand in queue:
             for name in self._inventory.meeting(demand):
                 board = self._inventory.board(name)
-                if board.resource in taken:
+                state = self._health.get(name)
+                if board.resource in taken or not health.is_usable(state, self._now):
                     continue
                 if board.resource == self._alone and self._held:
                     return None  # its turn comes when the others have ended
@@ -227,7 +242,7 @@ class Runner:
     def _execute(self, board: Board, held: _Held, lock: ExitStack) -> None:
         with lock:
             try:
-                self._record(held.job, self._measure(board, held))
+                self._record(board, held.job, self._measure(board, held))
             finally:
                 del self._held[board.resource]
                 self._happened.set()
@@ -240,6 +255,8 @@ class Runner:
         progress = None if told is None else partial(told, job)
         outcome: Outcome
         try:
+            if health.is_due(self._health.get(board.name), self._now):
+                health.check(self._store, board)
             _unchanged(path, job.digest)
             if against is not None:
                 _unchanged(against, job.against_digest)
@@ -265,14 +282,18 @@ class Runner:
             return DeviceError(f"{board.name}: its runner had to leave it", retryable=True)
         return outcome
 
-    def _record(self, job: Job, outcome: Outcome) -> None:
+    def _record(self, board: Board, job: Job, outcome: Outcome) -> None:
         asked = _now_s()
         while True:
             try:
                 if not isinstance(outcome, CorallineError):
                     self._store.finish(job, outcome)
+                elif isinstance(outcome, health.UnfitError):
+                    self._store.give_back(job, outcome)
                 else:
                     self._store.fail(job, outcome)
+                    if isinstance(outcome, DeviceError):
+                        health.distrust(self._store, board.name, outcome)
             except DeviceError as error:
                 if error.retryable and _now_s() - asked < self._patience_s:
                     log.warning("%s", error)

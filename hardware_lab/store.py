@@ -25,11 +25,11 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 from uuid import uuid4
 
 from sqlalchemy import (
@@ -76,7 +76,7 @@ from hardware_lab.compare import Comparison
 from hardware_lab.inventory import Demand
 
 SCHEMA = "coralline.job/v2"
-VERSION = 3
+VERSION = 4
 """Of the tables."""
 FILE = "lab.sqlite"
 MAX_ATTEMPTS = 3
@@ -97,6 +97,9 @@ ANSWER_S = 10
 
 State = Literal["queued", "running", "done", "invalid", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
+
+HealthState = Literal["good", "unknown", "looping", "bad", "maintenance", "retired"]
+HEALTHS: tuple[HealthState, ...] = get_args(HealthState)
 
 _metadata = MetaData()
 _schema = Table("lab", _metadata, Column("version", Integer, primary_key=True))
@@ -155,6 +158,83 @@ _measurements = Table(
     Column("attempt", Integer, nullable=False),
     Column("measurement", Text, nullable=False),
 )
+_health = Table(
+    "health",
+    _metadata,
+    Column("board", Text, primary_key=True),
+    Column("state", Text, CheckConstraint(f"state IN {HEALTHS}"), nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("since", Double, nullable=False),
+    Column("strikes", Integer, nullable=False),
+    Column("checked", Double, nullable=False),
+    Column("again", Double, nullable=False),
+)
+_health_log = Table(
+    "health_log",
+    _metadata,
+    Column("number", Integer, primary_key=True),
+    Column("board", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("at", Double, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the lab thinks of a board.
+
+    Attributes:
+        board: Name.
+        state: `good`; `unknown`, to be checked before the next job; `looping`, its check fails
+            and is repeated; `bad`, it failed too often; `maintenance` or `retired` by a person.
+        cause: What the last check, job or person said.
+        since: When the state began; this and the other times in seconds since 1970.
+        strikes: Checks failed in a row.
+        checked: When it was last checked; 0 for never.
+        again: When a looping board is checked again.
+    """
+
+    board: str
+    state: HealthState
+    cause: str
+    since: float
+    strikes: int
+    checked: float
+    again: float
+
+    def to_json(self) -> dict[str, Any]:
+        """With times as ISO 8601, UTC."""
+        return {
+            "board": self.board,
+            "state": self.state,
+            "cause": self.cause,
+            "since": _iso(self.since),
+            "strikes": self.strikes,
+            "checked_at": _iso(self.checked or None),
+        }
+
+
+class NoteHealth(Protocol):
+    """Notes what the lab thinks of a board; a new state goes into the log."""
+
+    def __call__(
+        self,
+        board: str,
+        state: HealthState,
+        cause: str,
+        *,
+        strikes: int = 0,
+        pause_s: float = 0.0,
+        was_checked: bool = False,
+    ) -> None:
+        """Note it.
+
+        Args:
+            strikes: Checks failed in a row.
+            pause_s: Until it is checked again.
+            was_checked: Whether it has just been.
+        """
 
 
 @dataclass(frozen=True)
@@ -623,6 +703,87 @@ class Store:
                 error_is_users=isinstance(error, ValueError),
             )
 
+    def give_back(self, job: Job, error: Exception) -> None:
+        """Queue a claimed job again that its board could not even begin.
+
+        The attempt does not count against the job.
+
+        Raises:
+            DeviceError: As `finish`.
+        """
+        with self._write() as connection:
+            self._end(
+                connection,
+                job,
+                state="queued",
+                max_attempts=_jobs.c.max_attempts + 1,
+                error=" ".join(str(error).split()),
+            )
+
+    def now(self) -> float:
+        """Seconds since 1970, of the one clock that all who use the lab share."""
+        with self._read() as connection:
+            return float(connection.execute(select(self._now())).scalar_one())
+
+    def health(self) -> dict[str, Health]:
+        """What the lab thinks of the boards that it has used, by name."""
+        with self._read() as connection:
+            return _health_in(connection)
+
+    def health_log(self, board: str) -> list[dict[str, Any]]:
+        """The states that a board has been in, the first first, with their causes."""
+        query = select(_health_log).where(_health_log.c.board == board)
+        with self._read() as connection:
+            return [
+                {"state": row.state, "cause": row.cause, "at": _iso(row.at)}
+                for row in connection.execute(query.order_by(_health_log.c.number))
+            ]
+
+    @contextmanager
+    def judging(self) -> Iterator[tuple[dict[str, Health], NoteHealth]]:
+        """Alone with the health of the boards: what is known, and a function that changes it.
+
+        Nothing is changed when the block raises.
+        """
+        with self._write() as connection:
+            if not self._is_sqlite:
+                connection.execute(text("LOCK TABLE health IN EXCLUSIVE MODE"))
+            known = _health_in(connection)
+
+            def note(
+                board: str,
+                state: HealthState,
+                cause: str,
+                *,
+                strikes: int = 0,
+                pause_s: float = 0.0,
+                was_checked: bool = False,
+            ) -> None:
+                now = self._now()
+                values: dict[str, Any] = {
+                    "state": state,
+                    "cause": cause,
+                    "strikes": strikes,
+                    "again": now + pause_s,
+                }
+                if was_checked:
+                    values["checked"] = now
+                before = known.get(board)
+                if before is None or before.state != state:
+                    values["since"] = now
+                    line = {"board": board, "state": state, "cause": cause, "at": now}
+                    connection.execute(insert(_health_log).values(line))
+                if before is None:
+                    connection.execute(
+                        insert(_health).values({"checked": 0.0, **values, "board": board})
+                    )
+                else:
+                    connection.execute(
+                        update(_health).where(_health.c.board == board).values(values)
+                    )
+
+            yield known, note
+
     def cancel(
         self, ids: Collection[str] = (), group: str | None = None, reason: str = "cancelled"
     ) -> list[Job]:
@@ -707,7 +868,9 @@ class Store:
     @contextmanager
     def _write(self) -> Iterator[Connection]:
         engine = self._engine.execution_options(writes=True)
-        with self._speaking(), engine.begin() as connection:
+        # Many who wait for SQLite's own lock try again and again, and the unlucky one for ever.
+        turn = self.lock("database", wait=True) if self._is_sqlite else nullcontext()
+        with turn, self._speaking(), engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -815,6 +978,11 @@ def _postgresql(url: URL) -> Engine:
 def _this_start() -> str:
     """Names this machine since it was last started."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _health_in(connection: Connection) -> dict[str, Health]:
+    rows = connection.execute(select(_health).order_by(_health.c.board))
+    return {row.board: Health(**row._mapping) for row in rows}
 
 
 def _job(row: Row[Any]) -> Job:

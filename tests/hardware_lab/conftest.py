@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from postgresql_server import PostgresqlServer, binaries
+
+from benchmarks.postgresql_server import PostgresqlServer, binaries
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +18,7 @@ def postgresql() -> Iterator[PostgresqlServer]:
         if os.environ.get("CI"):
             pytest.fail("PostgreSQL's server is needed; apt-get install postgresql")
         pytest.skip("PostgreSQL's server is not installed (Debian package postgresql)")
-    server = PostgresqlServer(folder)
+    server = PostgresqlServer(folder, durable=False)
     try:
         server.start()
         yield server

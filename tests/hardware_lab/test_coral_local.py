@@ -94,7 +94,7 @@ def test_health_says_what_is_missing(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-c", "from coralline.cli.main import main; main()"),
-            *("lab", "health", "--inventory", str(lab), "--json"),
+            *("lab", "health", "--inventory", str(lab), "--lab", str(tmp_path), "--json"),
         ],
         capture_output=True,
         text=True,
@@ -102,6 +102,6 @@ def test_health_says_what_is_missing(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stderr
     (row,) = json.loads(done.stdout)["boards"]
-    assert not row["good"]
-    assert "Edge TPU usb:0 cannot be opened (libedgetpu.so.1" in row["says"]
-    assert "install libedgetpu1-std" in row["says"]
+    assert row["state"] == "looping"
+    assert "Edge TPU usb:0 cannot be opened (libedgetpu.so.1" in row["cause"]
+    assert "install libedgetpu1-std" in row["cause"]

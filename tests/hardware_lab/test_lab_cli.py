@@ -142,7 +142,13 @@ def test_boards_and_health(call: Any) -> None:
     boards = json.loads(call("lab", "boards", "--json"))["boards"]
     assert [board["name"] for board in boards] == names
     health = json.loads(call("lab", "health", "--json"))["boards"]
-    assert [(board["board"], board["good"]) for board in health] == [(n, True) for n in names]
+    assert sorted((b["board"], b["state"]) for b in health) == sorted((n, "good") for n in names)
+    call("lab", "health", "host", "--set", "maintenance", "--why", "a new fan")
+    said = call("bench", str(INT8), "--board", "host", "-n", "20", code=1)
+    assert said == "coralline: board 'host' is maintenance: a new fan\n"
+    shown = json.loads(call("lab", "health", "host", "--json"))
+    assert [(line["state"]) for line in shown["log"]] == ["good", "maintenance"]
+    assert "needs the name" in call("lab", "health", "--set", "bad", "--why", "so", code=2)
 
 
 def test_bad_input_is_one_line_and_exit_2(call: Any, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
-from postgresql_server import PostgresqlServer
 from scripted_board import ScriptedBoard, notes, scripted_lab
 
+from benchmarks.postgresql_server import PostgresqlServer
 from hardware_lab import runner as runner_module
 from hardware_lab import store as store_module
 from hardware_lab.inventory import Demand, Inventory

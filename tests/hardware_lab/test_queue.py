@@ -210,8 +210,11 @@ def test_many_open_a_new_lab_at_once(where: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("DROP TABLE lab", "is of version 1, and this Coralline reads version 3; move it aside"),
-        ("UPDATE lab SET version = 9", "is of version 9"),
+        (
+            "DROP TABLE lab",
+            "is of version 1, and this Coralline reads version [0-9]+; move it aside",
+        ),
+        ("UPDATE lab SET version = 99", "is of version 99"),
     ],
 )
 def test_a_lab_of_another_version(where: str, change: str, said: str) -> None:

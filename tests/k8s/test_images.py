@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 
 import pytest
 from manifest_rules import ROOT
@@ -40,6 +41,9 @@ def test_an_image_ends_as_another_user_than_root(target: str) -> None:
 def test_the_runner_has_the_versions_of_the_project_and_little_of_it() -> None:
     runner, project = _pins("k8s/images/requirements-runner.txt"), _pins("requirements.txt")
     assert runner.items() < project.items()
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = wanted["dependencies"] + wanted["optional-dependencies"]["lab"]
+    assert {re.split(r"[\[><=]", text)[0] for text in wanted} <= runner.keys()
     assert not runner.keys() & {"tensorflow-cpu", "mlflow", "kfp", "great-expectations"}
 
 

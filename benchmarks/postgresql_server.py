@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, that can be stopped, killed and started again."""
+"""A PostgreSQL server of its own for a test or a benchmark, that can be stopped and started."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import tempfile
 import time
 from pathlib import Path
 from uuid import uuid4
-
-# What outlives the server's processes is enough here; the disk may be slow.
-_SETTINGS = ("-c", "listen_addresses=", "-c", "fsync=off")
 
 
 def binaries() -> Path | None:
@@ -26,14 +23,19 @@ def binaries() -> Path | None:
 
 class PostgresqlServer:
     """Listens on a socket in a folder of its own. Root is refused by PostgreSQL and becomes
-    the user `postgres` for it, or else `nobody`."""
+    the user `postgres` for it, or else `nobody`.
 
-    def __init__(self, binaries: Path) -> None:
+    Args:
+        durable: Whether a commit waits for the disk, as it does in use.
+    """
+
+    def __init__(self, binaries: Path, *, durable: bool) -> None:
         self._binaries = binaries
         self._user = _ordinary_user() if os.geteuid() == 0 else None
         self._folder = Path(tempfile.mkdtemp(prefix="lab-pg-"))
         if self._user is not None:
             shutil.chown(self._folder, self._user)
+        self._settings = ("-c", "listen_addresses=", "-c", f"fsync={'on' if durable else 'off'}")
         self._process: subprocess.Popen[bytes] | None = None
         self._run("initdb", "-D", "data", "-U", "lab", "--auth=trust", "--no-sync")
 
@@ -67,7 +69,8 @@ class PostgresqlServer:
 
     def remove(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            self.stop()
+            self._process.send_signal(signal.SIGQUIT)  # nothing of it is wanted any more
+            self._process.wait(60)
         shutil.rmtree(self._folder)
 
     def new_database(self) -> str:

@@ -34,6 +34,8 @@ class Record:
         graph, digest, nodes: Of the problem's graph.
         limit_s, fills: Of the attempt.
         value, lower_bound: In the objective's unit; None for an attempt without a plan.
+        proven: Whether the value is the optimum, with proof.
+        crossings, crossings_proven: For `peak-memory`, what comes after the value.
         seconds: Time of the planner, the median of `runs`.
     """
 
@@ -48,6 +50,8 @@ class Record:
     value: float | None
     lower_bound: float
     proven: bool
+    crossings: int | None
+    crossings_proven: bool
     seconds: float
     runs: int
 
@@ -142,6 +146,8 @@ def _attempts(problems: ProblemSet, problem: StagingProblem, size: Size) -> list
                 value=plan.value if plan else None,
                 lower_bound=plan.lower_bound if plan else 0.0,
                 proven=plan is not None and plan.proven_optimal,
+                crossings=int(plan.stages["hop_weighted_crossings"]) if plan else None,
+                crossings_proven=plan is not None and plan.crossings_proven,
                 seconds=median(seconds[attempt]),
                 runs=len(seconds[attempt]),
             )

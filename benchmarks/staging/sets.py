@@ -49,7 +49,8 @@ SEARCHES = ("annealing", "brkga", "policy")
 TIMED = (*SEARCHES, "auto")
 """Those compared at equal time."""
 
-RULES = tuple(n for n in planner_names() if n not in (*SOLVERS, *PROVERS, *SEARCHES))
+DECODERS = tuple(n for n in planner_names() if n.startswith("policy-"))
+RULES = tuple(n for n in planner_names() if n not in (*SOLVERS, *PROVERS, *SEARCHES, *DECODERS))
 
 PUBLISHED, LAYERS = "published graphs, peak-memory", "layer graphs, bottleneck"
 OPERATORS, WIDE = "operator graphs, bottleneck", "wide operator graphs, bottleneck"
@@ -155,7 +156,7 @@ def problem_sets(size: Size, folder: Path) -> list[ProblemSet]:
     wanted += [("operators", name) for name in (*size.operators, *size.wide)]
     keras = keras_graphs(wanted, folder) if wanted else {}
     fast = [Attempt(name, 60.0) for name in (*RULES, *PROVERS)]
-    fast += [Attempt(name, 0.5) for name in SEARCHES]
+    fast += [Attempt(name, 0.5) for name in (*SEARCHES, *DECODERS)]
     slow = [Attempt(name, size.solver_limits_s[name]) for name in SOLVERS]
     slow_operators = [Attempt(name, size.operator_limit_s) for name in SOLVERS]
 
@@ -211,7 +212,12 @@ def problem_sets(size: Size, folder: Path) -> list[ProblemSet]:
                     for family in synthetic.family_names()
                     for graph in synthetic.generate(family, count, nodes, SEED)
                 ),
-                (*timed, Attempt("topo-dp-orders", 60.0), Attempt("auto", proof_s)),
+                (
+                    *timed,
+                    *(Attempt(name, seconds) for name in ("policy", *DECODERS)),
+                    Attempt("topo-dp-orders", 60.0),
+                    Attempt("auto", proof_s),
+                ),
             )
         )
     return sets

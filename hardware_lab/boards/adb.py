@@ -165,27 +165,23 @@ class Adb:
                 found += data
 
     def _start_server(self) -> None:
-        from adbutils import adb_path
-        from adbutils.errors import AdbError
+        """Have adbutils start the server where none runs.
 
-        with suppress(OSError), socket.create_connection((self._client.host, self._client.port), 1):
-            return
+        It is asked through adbutils, which closes its connections with care: adb's server
+        (29.0.6) has been seen to crash on connections that are simply closed.
+        """
+        from adbutils.errors import AdbConnectionError, AdbError, AdbTimeout
+
         try:
-            subprocess.run(
-                [adb_path(), "-P", str(self._client.port), "start-server"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=CONNECT_S,
-                check=True,
-            )
+            self._client.server_version()
+        except (AdbConnectionError, AdbTimeout, OSError, subprocess.SubprocessError):
+            raise DeviceError(
+                f"{self._where}: adb's server does not start; `adb start-server` says why",
+                retryable=True,
+            ) from None
         except AdbError:
             raise DeviceError(
                 f"{self._where}: adb is not here; install the Debian package adb"
-            ) from None
-        except (OSError, subprocess.SubprocessError):
-            raise DeviceError(
-                f"{self._where}: adb's server does not start; `adb start-server` says why"
             ) from None
 
     def _only(self, found: dict[str, str]) -> str:

@@ -118,7 +118,16 @@ def test_a_planner_that_is_done_early_starts_again(monkeypatch: pytest.MonkeyPat
 
 def record(planner: str, value: float | None, bound: float, seconds: float, **other) -> Record:  # type: ignore[no-untyped-def]
     proven = value is not None and value <= bound
-    defaults = {"set": "s", "graph": "g", "digest": "d", "nodes": 9, "stages": 4, "runs": 1}
+    defaults = {
+        "crossings": 3,
+        "crossings_proven": proven,
+        "set": "s",
+        "graph": "g",
+        "digest": "d",
+        "nodes": 9,
+        "stages": 4,
+        "runs": 1,
+    }
     return Record(
         planner=planner,
         limit_s=2.0,

@@ -435,7 +435,7 @@ def test_no_adb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def absent() -> str:
         raise AdbError("No adb exe could be found")
 
-    monkeypatch.setattr(adbutils, "adb_path", absent)
+    monkeypatch.setattr("adbutils._adb.adb_path", absent)
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "9")
     with pytest.raises(DeviceError, match="adb is not here; install the Debian package adb"):
         Android("phone", binary=str(PROGRAM)).check()

@@ -169,7 +169,7 @@ def tracking_database() -> Path:
 
 def _curve(trained: Mapping[str, Any]) -> list[dict[str, float]]:
     return [
-        {key: float(epoch[key]) for key in ("epoch", "sampled_gap", "greedy_gap", "baseline_gap")}
+        {key: float(epoch[key]) for key in ("epoch", "sampled_gap", "greedy_gap", "target_error")}
         for epoch in trained["metrics"]["curve"]
     ]
 

@@ -104,10 +104,12 @@ def run(
     device: str = DEVICE,
     epochs: int | None = typer.Option(None, "--epochs", help="Passes over the graphs."),
     time_limit: float | None = typer.Option(None, "--time-limit", help="Seconds to train."),
-    seed: int | None = typer.Option(None, "--seed", min=0, help="Seed of weights and samples."),
+    seed: int | None = typer.Option(
+        None, "--seed", min=0, help="Seed of weights and samples; of a recipe, this one alone."
+    ),
     json: bool = JSON,
 ) -> None:
-    """Train a policy by REINFORCE against labels."""
+    """Train a policy: imitation of labels, then REINFORCE."""
     from dataclasses import replace
 
     from coralline.devices.model import load_device
@@ -136,7 +138,8 @@ def run(
         if recipe is not None:
             made = read_recipe(recipe)
             config = replace(made.training, **given)
-            metrics = run_recipe(replace(made, training=config), out, solved, learned)
+            seeds = made.seeds if seed is None else (seed,)
+            metrics = run_recipe(replace(made, training=config, seeds=seeds), out, solved, learned)
         else:
             assert graphs is not None and labels is not None
             config = PolicyConfig(**given)
@@ -219,11 +222,12 @@ def tune(
 ) -> None:
     """Search the hyperparameters; a study that was stopped goes on."""
     from coralline.devices.model import load_device
-    from training.policy import PolicyConfig
+    from training.policy import PolicyConfig, label_problems
     from training.tune import tune_policy
 
     base = PolicyConfig(epochs=epochs, time_limit_s=time_limit, seed=seed)
     graph_list, label_list = _labelled(graphs, labels)
+    problems = label_problems(graph_list, label_list, load_device(device))
     with _progress(json) as progress:
         task = progress.add_task("trials", total=trials)
 
@@ -232,12 +236,11 @@ def tune(
             progress.update(task, description=text, completed=done)
 
         result = tune_policy(
-            graph_list,
+            problems,
             label_list,
             base,
             out,
             trials,
-            device=load_device(device),
             mlflow_uri=mlflow_uri,
             on_trial=show,
         )

@@ -8,7 +8,7 @@ is called `.part`; a shard under its own name is whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,10 +60,6 @@ def solve_labels(
     """
     if n_shards < 1 or not 0 <= shard < n_shards:
         raise UserError(f"shard {shard} of {n_shards}: shards are numbered 0 to {n_shards - 1}")
-    if options.planner not in planner_names():
-        raise UserError(
-            f"planner {options.planner!r} is not known; choose {', '.join(planner_names())}"
-        )
     n = count_graphs(graphs_path)
     graphs = read_graph_set(graphs_path, n * shard // n_shards, n * (shard + 1) // n_shards)
     device = load_device(options.device)
@@ -71,16 +67,30 @@ def solve_labels(
         StagingProblem(g, options.n_stages, device, options.objective, options.children_together)
         for g in graphs
     ]
-    make_folder(out_dir)
     path = out_dir / f"labels-{shard:05d}-of-{n_shards:05d}.jsonl"
+    solve_problems(problems, path, options.planner, effort, on_label)
+    return path
+
+
+def solve_problems(
+    problems: Sequence[StagingProblem],
+    path: Path,
+    planner: str,
+    effort: Effort | None = None,
+    on_label: Callable[[int, int], None] | None = None,
+) -> None:
+    """Solve problems of any kind into one file; arguments and errors as in `solve_labels`."""
+    if planner not in planner_names():
+        raise UserError(f"planner {planner!r} is not known; choose {', '.join(planner_names())}")
+    make_folder(path.parent)
     part = path.with_suffix(".part")
-    done = _finished(path if path.exists() else part, problems, options.planner)
+    done = _finished(path if path.exists() else part, problems, planner)
     if path.exists():
-        return path
+        return
     try:
         with part.open("a", encoding="utf-8") as file:
             for number, problem in enumerate(problems[done:], done + 1):
-                label = make_plan(problem, options.planner, effort)
+                label = make_plan(problem, planner, effort)
                 file.write(json.dumps(label.to_json(), allow_nan=False) + "\n")
                 file.flush()
                 if on_label is not None:
@@ -90,7 +100,6 @@ def solve_labels(
         raise UserError(
             f"{part}: cannot be written ({error.strerror}); free space and run this again"
         ) from None
-    return path
 
 
 def read_labels(folder: Path) -> list[Plan]:
@@ -128,7 +137,7 @@ def read_shard(path: Path) -> list[Plan]:
     return plans
 
 
-def _finished(path: Path, problems: list[StagingProblem], planner: str) -> int:
+def _finished(path: Path, problems: Sequence[StagingProblem], planner: str) -> int:
     """How many labels the file holds, after cutting off a line that was being written."""
     if not path.exists():
         return 0

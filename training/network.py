@@ -1,4 +1,4 @@
-"""The policy network in TensorFlow, for training; coralline.staging.policy runs it without.
+"""The policy network in TensorFlow, for training; coralline.staging.decoder runs it without.
 
 Import this module inside functions only: it loads TensorFlow.
 """
@@ -17,7 +17,8 @@ from coralline.staging.policy import CLIP, Arrays, weight_shapes
 class Network:
     """Weights and the two computations on them: projections and log-probabilities.
 
-    Graphs of a batch have the same number of nodes; B graphs, V nodes, S orders a graph.
+    Graphs of a batch have the same number of nodes; B graphs, V nodes, S decodings of L steps
+    a graph, N candidates in all steps together.
     """
 
     def __init__(self, hidden: int, layers: int, seed: int) -> None:
@@ -57,50 +58,77 @@ class Network:
             h = _normal(h + tf.nn.relu(update))
         return h
 
-    def project(self, batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
-        """As coralline.staging.policy.project, for a batch: the parts that vary by graph."""
-        w = self.variables
-        h = self.encode(batch["features"], batch["before"], batch["after"])
-        return (
-            h @ w["key"] / self.hidden**0.5,
-            h @ w["query.last"],
-            h @ w["query.chosen"],
-            tf.reduce_mean(h, axis=1) @ w["query.graph"] + w["query.b"],
-        )
+    def project(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """What varies by graph in coralline.staging.decoder.Projection, for a batch.
 
-    def log_policy(self, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Log-probability of every choice at every step, float32 (B, S, V, V).
-
-        Args:
-            batch: What `encode` reads, and of the orders `order` int32 (B, S, V), `context`,
-                `dynamic` and `ready` as in coralline.staging.policy.Rollouts.
+        `log_target` (B,) is the logarithm of `target_ms` in units of the bound from work.
         """
         w = self.variables
-        keys, last, chosen, graph = self.project(batch)
-        order = batch["order"]
-        n = tf.shape(order)[2]
-        taken_last = tf.gather(last, order[:, :, :-1], batch_dims=1)
-        shape = tf.shape(taken_last)
-        first = tf.broadcast_to(w["query.start"], [shape[0], shape[1], 1, shape[3]])
-        summed = tf.cumsum(tf.gather(chosen, order, batch_dims=1), axis=2, exclusive=True)
-        steps = tf.cast(tf.maximum(tf.range(n), 1), tf.float32)[:, None]
+        h = self.encode(batch["features"], batch["before"], batch["after"])
+        mean = tf.reduce_mean(h, axis=1)
+
+        def with_row(x: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
+            return tf.concat([x, tf.broadcast_to(row, [tf.shape(x)[0], 1, x.shape[2]])], axis=1)
+
+        return {
+            "key": with_row(h @ w["key"], w["key.close"]) / self.hidden**0.5,
+            "last": with_row(h @ w["query.last"], w["query.start"]),
+            "chosen": with_row(h @ w["query.chosen"], tf.zeros(self.hidden)),
+            "part": with_row(h @ w["hidden.node"], w["hidden.close"]),
+            "graph": mean @ w["query.graph"] + w["query.b"],
+            "log_target": tf.linalg.matvec(mean, w["target.w"]) + w["target.b"],
+        }
+
+    def log_policy(
+        self, batch: Mapping[str, tf.Tensor], projection: Mapping[str, tf.Tensor]
+    ) -> tf.Tensor:
+        """Log-probability, in every step, of taking one of the good candidates; (B, S, L).
+
+        Args:
+            batch: What `encode` reads, and of coralline.staging.decoder.Record all, for the
+                whole batch: `step` counts through all decodings of all graphs.
+        """
+        w = self.variables
+        taken, previous = batch["taken"], batch["previous"]
+        n = tf.shape(batch["features"])[1]
+        shape = tf.shape(taken)
+        is_node = (taken >= 0) & (taken < n)
+        count = tf.cumsum(tf.cast(is_node, tf.float32), axis=2, exclusive=True)
+        chosen = tf.gather(projection["chosen"], tf.where(is_node, taken, n), batch_dims=1)
+        mean = tf.cumsum(chosen, axis=2, exclusive=True) / tf.maximum(count, 1.0)[..., None]
         query = tf.nn.relu(
-            tf.concat([first, taken_last], axis=2)
-            + summed / steps
-            + graph[:, None, None, :]
+            tf.gather(projection["last"], previous, batch_dims=1)
+            + mean
+            + projection["graph"][:, None, None, :]
             + batch["context"] @ w["query.context"]
         )
-        score = tf.einsum("bsth,bvh->bstv", query, keys)
-        score += tf.einsum("bstd,bstvd->bstv", query @ w["dynamic"], batch["dynamic"])
-        score = CLIP * tf.tanh(score / CLIP)
-        return tf.nn.log_softmax(tf.where(batch["ready"], score, -1e9), axis=-1)
+        n_steps = tf.size(taken)
+        query = tf.reshape(query, [shape[0], shape[1] * shape[2], self.hidden])
+        products = tf.reshape(tf.matmul(query, projection["key"], transpose_b=True), [-1])
+        step, node = batch["step"], batch["node"]
+        graph = step // (shape[1] * shape[2])
+        part = tf.reshape(projection["part"], [-1, projection["part"].shape[2]])
+        base = tf.reshape(query @ w["hidden.query"], [n_steps, -1])
+        hidden = tf.nn.relu(
+            tf.gather(base, step)
+            + tf.gather(part, graph * (n + 1) + node)
+            + batch["dynamic"] @ w["hidden.dynamic"]
+        )
+        score = tf.gather(products, step * (n + 1) + node)
+        score += tf.linalg.matvec(hidden, w["hidden.out"])
+        weight = tf.exp(CLIP * tf.tanh(score / CLIP) - CLIP)
+        mass = tf.math.unsorted_segment_sum(weight, step, n_steps)
+        good = tf.math.unsorted_segment_sum(weight * batch["good"], step, n_steps)
+        real = tf.reshape(taken >= 0, [-1])
+        chance = tf.where(real, good, 1.0) / tf.where(real, mass, 1.0)
+        return tf.reshape(tf.math.log(chance), shape)
 
 
 def _initial(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
-    if name.endswith((".b", ".start")):
+    if name.endswith((".b", ".start", ".close")) or name.startswith("target"):
         return np.zeros(shape, np.float32)
-    # Small scores at the start: an untrained policy is close to uniform over ready nodes.
-    gain = 0.1 if name in ("key", "dynamic") else 1.0
+    # Small scores at the start: an untrained policy is close to uniform over the candidates.
+    gain = 0.1 if name in ("key", "hidden.out") else 1.0
     return (gain * rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
 
 

@@ -12,22 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coralline.devices.model import DeviceModel
 from coralline.errors import UserError
 from coralline.files import make_folder
-from coralline.graph.compute_graph import ComputeGraph
-from coralline.staging.problem import Plan
-from training.policy import Epoch, PolicyConfig, PolicyMetrics, train_policy
+from coralline.staging.problem import Plan, StagingProblem
+from training.policy import Epoch, PolicyConfig, PolicyMetrics, train
 
 
 def tune_policy(
-    graphs: Sequence[ComputeGraph],
-    labels: Sequence[Plan],
+    problems: Sequence[StagingProblem],
+    labels: Sequence[Plan | None],
     base: PolicyConfig,
     out_dir: Path,
     n_trials: int,
     *,
-    device: DeviceModel | None = None,
     mlflow_uri: str | None = None,
     on_trial: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
@@ -56,7 +53,7 @@ def tune_policy(
     if n_trials < 1:
         raise UserError(f"{n_trials} trials: ask for 1 or more")
     make_folder(out_dir)
-    name = _study_name(graphs, labels, base)
+    name = _study_name(problems, labels, base)
     storage = f"sqlite:///{(out_dir / 'study.db').resolve()}"
     # A trial that fails raises; a warning with the whole traceback adds nothing.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -77,8 +74,9 @@ def tune_policy(
                 hidden=trial.suggest_categorical("hidden", [32, 64, 96]),
                 layers=trial.suggest_int("layers", 2, 6),
                 learning_rate=trial.suggest_float("learning_rate", 5e-4, 1e-2, log=True),
-                samples=trial.suggest_categorical("samples", [4, 8, 16]),
-                batch_graphs=trial.suggest_categorical("batch_graphs", [16, 32, 64]),
+                imitation_share=trial.suggest_float("imitation_share", 0.4, 1.0),
+                guides=trial.suggest_categorical("guides", [1, 2, 4]),
+                batch_nodes=trial.suggest_categorical("batch_nodes", [480, 960]),
             )
             curve: list[Epoch] = []
 
@@ -91,7 +89,7 @@ def tune_policy(
             metrics: PolicyMetrics | None = None
             try:
                 folder = out_dir / f"{name}-trial{trial.number}"
-                metrics = train_policy(graphs, labels, config, folder, watch, device=device)
+                metrics = train(problems, labels, config, folder, watch)
             finally:
                 if uri and curve:
                     _log_trial(uri, name, trial, curve, metrics)
@@ -116,9 +114,11 @@ def tune_policy(
     }
 
 
-def _study_name(graphs: Sequence[ComputeGraph], labels: Sequence[Plan], base: PolicyConfig) -> str:
-    asked = [graph.digest for graph in graphs]
-    asked += [f"{label.n_stages} {label.device_digest} {label.value}" for label in labels]
+def _study_name(
+    problems: Sequence[StagingProblem], labels: Sequence[Plan | None], base: PolicyConfig
+) -> str:
+    asked = [f"{p.graph.digest} {p.n_stages} {p.device_digest}" for p in problems]
+    asked += [str(label and label.value) for label in labels]
     asked += [str((base.epochs, base.time_limit_s, base.validation_share, base.seed))]
     return "policy-" + hashlib.sha256("\n".join(asked).encode()).hexdigest()[:12]
 
@@ -145,7 +145,7 @@ def _log_trial(
     points = [
         Metric(key, float(getattr(epoch, key)), now + round(1000 * epoch.seconds), epoch.epoch)
         for epoch in curve
-        for key in ("greedy_gap", "sampled_gap", "baseline_gap")
+        for key in ("greedy_gap", "sampled_gap", "target_error")
     ]
     client.log_batch(
         run.info.run_id,

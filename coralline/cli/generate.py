@@ -20,7 +20,10 @@ def add(app: typer.Typer) -> None:
 def generate(
     out: Path = typer.Option(..., "--out", "-o", help="Write the graphs to this file."),
     family: str = typer.Option(
-        "respect", "--family", "-f", help="respect, branch, skip or cell; several with commas."
+        "respect",
+        "--family",
+        "-f",
+        help="respect, branch, skip, cell, window, tower, pyramid or unetpp; several with commas.",
     ),
     count: int = typer.Option(256, "--count", "-n", help="Number of graphs of each family."),
     nodes: int = typer.Option(30, "--nodes", "-v", help="Number of operators of each graph."),

@@ -1,6 +1,6 @@
 """Seeded synthetic graphs, generated in batches of arrays.
 
-Four families:
+Eight families:
 
 - `respect`: the training graphs of RESPECT (Yin et al., DAC 2023), after the generator in the
   authors' repository (Yu-Maryland/RESPECT, dataset/dataset_generator.py): V = 30 nodes on
@@ -13,6 +13,16 @@ Four families:
   pyramids (Lin et al., CVPR 2017).
 - `cell`: repeated cells of five blocks, each adding two transformed earlier states, unused
   states joined at the end: the search space of NASNet (Zoph et al., CVPR 2018).
+- `window`: one to three inputs each, from among the last 4 to 12 nodes: wide everywhere and
+  local, as the randomly wired networks of Xie et al. (ICCV 2019) are in a ring.
+- `tower`: two to four towers side by side, each with its own input, residual connections and
+  a rare connection to another tower, joined in one head: two-stream and Siamese networks
+  (Simonyan and Zisserman, NIPS 2014; Bromley et al., NIPS 1993).
+- `pyramid`: a backbone whose last three to five resolutions are fused from coarse to fine and
+  back in turn: feature pyramids (Lin et al., CVPR 2017), PANet (Liu et al., CVPR 2018) and
+  BiFPN (Tan et al., CVPR 2020).
+- `unetpp`: the triangle of UNet++ (Zhou et al., DLMIA 2018): a cell of convolutions at
+  resolution i and column j reads all earlier cells of its resolution and the cell below it.
 
 Every node writes one tensor; all nodes without inputs read the model's input. The costs are
 in the proportions of the ten networks that RESPECT evaluates: parameters and MACs of a graph
@@ -59,12 +69,15 @@ class Structure:
     Attributes:
         parents: int64 (G, V, D): inputs of each node, -1 for none; repeats count once.
         parameter_growth: How many times larger a node's expected share of the parameters is
-            at the end of the network than at its start; tensors shrink by its cube root as
+            at the coarsest resolution than at the finest; tensors shrink by its cube root as
             resolution falls faster than channels rise.
+        coarseness: float64 (G, V) or (V,), 0 to 1: how far down the resolution is; without it,
+            it falls all along the network.
     """
 
     parents: Ints
     parameter_growth: float
+    coarseness: Floats | None = None
 
 
 def generate(
@@ -77,7 +90,7 @@ def generate(
         n_nodes: V of every graph, 2 to MAX_NODES.
         seed: 0 or more.
         options: `max_in_degree`, 2 to 6: a fixed limit in place of the mixture of `respect`
-            and the 6 of `branch` and `skip`; not for `cell`.
+            and the 6 of `branch` and `skip`; not for the others.
 
     Raises:
         UserError: An argument is out of range.
@@ -93,15 +106,13 @@ def generate(
     max_in_degree = options.pop("max_in_degree", None)
     if options:
         raise UserError(f"family {family!r} has no option {', '.join(options)}")
-    if max_in_degree is not None and (family == "cell" or not 2 <= max_in_degree <= 6):
-        raise UserError(
-            f"max_in_degree {max_in_degree}: it is 2 to 6, for respect, branch and skip"
-        )
+    if max_in_degree is not None and (family not in _LIMITED or not 2 <= max_in_degree <= 6):
+        raise UserError(f"max_in_degree {max_in_degree}: it is 2 to 6, for {', '.join(_LIMITED)}")
     # A multiple of the number of limits that `respect` mixes.
     batch = 5 * max(_BATCH_NODES // n_nodes // 5, 1)
     graphs: list[ComputeGraph] = []
     for first in range(0, n_graphs, batch):
-        rng = np.random.default_rng([seed, first, n_nodes, sorted(_FAMILIES).index(family)])
+        rng = np.random.default_rng([seed, first, n_nodes, list(_FAMILIES).index(family)])
         structure = _FAMILIES[family](rng, batch, n_nodes, max_in_degree)
         last = min(first + batch, n_graphs)
         graphs += _with_costs(rng, structure, f"{family}-{n_nodes}-s{seed}", range(first, last))
@@ -207,12 +218,110 @@ def _cell(rng: np.random.Generator, g: int, v: int, max_in_degree: int | None) -
     return Structure(parents, parameter_growth=64.0)
 
 
+def _window(rng: np.random.Generator, g: int, v: int, _: int | None) -> Structure:
+    node = np.arange(v)
+    width = rng.integers(4, 12, (g, 1, 1), endpoint=True)
+    reach = np.minimum(width, np.maximum(node, 1)[:, None])
+    parents = node[:, None] - 1 - (rng.random((g, v, 3)) * reach).astype(np.int64)
+    wanted = rng.integers(1, 3, (g, v), endpoint=True)
+    parents[np.arange(3) >= wanted[:, :, None]] = -1
+    parents[:, 0] = -1
+    return Structure(parents, parameter_growth=8.0)
+
+
+def _tower(rng: np.random.Generator, g: int, v: int, _: int | None) -> Structure:
+    node = np.arange(v)
+    # The towers lie one after the other; the head, a chain, is the last eighth of the nodes.
+    head = v - max(v // 8, 1)
+    n_towers = rng.integers(2, 4, (g, 1), endpoint=True)
+    share = np.where(np.arange(4) < n_towers, 0.5 + rng.random((g, 4)), 0.0)
+    end = np.round(np.cumsum(share, axis=1) / share.sum(axis=1, keepdims=True) * head)
+    end = end.astype(np.int64)
+    start = np.concatenate([np.zeros((g, 1), np.int64), end[:, :-1]], axis=1)
+    tower = np.minimum((node[:, None] >= end[:, None, :]).sum(axis=2), n_towers - 1)
+    first, last = np.take_along_axis(start, tower, 1), np.take_along_axis(end, tower, 1)
+    place = (node - first) / np.maximum(last - first, 1)
+    parents = np.full((g, v, 4), -1)
+    parents[:, :, 0] = np.where(node > first, node - 1, -1)
+    back = node - rng.integers(2, 5, (g, v))
+    parents[:, :, 1] = np.where((back >= first) & (rng.random((g, v)) < 0.25), back, -1)
+    # A node of the tower before it at the same place.
+    beside = np.take_along_axis(start, np.maximum(tower - 1, 0), 1)
+    beside += (place * (first - beside)).astype(np.int64)
+    crosses = (tower > 0) & (node > first) & (rng.random((g, v)) < 0.05)
+    parents[:, :, 2] = np.where(crosses, beside, -1)
+    parents[:, head] = np.where(end > start, end - 1, -1)
+    parents[:, head + 1 :] = -1
+    parents[:, head + 1 :, 0] = node[head:-1]
+    return Structure(parents, 64.0, np.where(node < head, 0.8 * place, 0.8 + 0.2 * node / v))
+
+
+def _pyramid(rng: np.random.Generator, g: int, v: int, _: int | None) -> Structure:
+    node = np.arange(v)
+    levels = np.minimum(rng.integers(3, 5, (g, 1), endpoint=True), max(v // 2, 1))
+    # Each level taps the end of a part of the backbone; levels are numbered from the finest.
+    part = np.maximum((v * rng.uniform(0.2, 0.6, (g, 1)) / levels).astype(np.int64), 1)
+    stem = part * levels
+    layer, step = np.divmod(node - stem, levels)
+    fuses = layer >= 0
+    down = layer % 2 == 0
+    level = np.where(down, levels - 1 - step, step)
+    before = np.where(
+        layer == 0,
+        (level + 1) * part - 1,
+        stem + (layer - 1) * levels + np.where(down, level, levels - 1 - level),
+    )
+    skips = fuses & (layer % 2 == 1) & (rng.random((g, v)) < 0.5)
+    parents = np.full((g, v, 3), -1)
+    parents[:, :, 0] = np.where(fuses, before, node - 1)
+    parents[:, :, 1] = np.where(fuses & (step > 0), node - 1, -1)
+    parents[:, :, 2] = np.where(skips, (level + 1) * part - 1, -1)
+    coarseness = np.where(fuses, (level + 1) / levels, node / stem)
+    return Structure(parents, 64.0, coarseness)
+
+
+def _unetpp(rng: np.random.Generator, g: int, v: int, _: int | None) -> Structure:
+    parents, coarseness = np.full((g, v, 6), -1), np.empty((g, v))
+    levels = rng.integers(3, 6, g, endpoint=True)
+    dropped = rng.random((g, v)) < 0.2
+    for n_levels in range(3, 7):
+        # Diagonal by diagonal, and down along each: a topological order of the cells.
+        cells = [(d - j, j) for d in range(n_levels) for j in range(d + 1)]
+        size = max(v // len(cells), 1)
+        number = {cell: n for n, cell in enumerate(cells)}
+        pattern, row = np.full((v, 6), -1), np.empty(v)
+        for node in range(v):
+            n = min(node // size, len(cells) - 1)
+            i, j = cells[n]
+            row[node] = i / (n_levels - 1)
+            if node > n * size:
+                pattern[node, 0] = node - 1
+                continue
+            reads = [(i, k) for k in range(j - 1, -1, -1)]
+            reads.insert(0, (i + 1, j - 1) if j else (i - 1, 0))
+            ends = [(number[cell] + 1) * size - 1 for cell in reads if cell in number]
+            pattern[node, : len(ends)] = ends
+        parents[levels == n_levels] = pattern
+        coarseness[levels == n_levels] = row
+    # Some cells read only the last of the earlier cells of their resolution.
+    parents[:, :, 2:][dropped] = -1
+    return Structure(parents, 64.0, coarseness)
+
+
 _FAMILIES: dict[str, Callable[[np.random.Generator, int, int, int | None], Structure]] = {
-    "respect": _respect,
     "branch": _branch,
-    "skip": _skip,
     "cell": _cell,
+    "respect": _respect,
+    "skip": _skip,
+    "window": _window,
+    "tower": _tower,
+    "pyramid": _pyramid,
+    "unetpp": _unetpp,
 }
+"""In the order in which they were added: a family's number is part of its seed."""
+
+_LIMITED = ("respect", "branch", "skip")
+"""Those with the option `max_in_degree`."""
 
 
 def _with_costs(
@@ -220,7 +329,7 @@ def _with_costs(
 ) -> list[ComputeGraph]:
     parents, growth = structure.parents, structure.parameter_growth
     g, v, _ = parents.shape
-    depth = np.arange(v) / v
+    depth = np.arange(v) / v if structure.coarseness is None else structure.coarseness
     n_inputs = (parents >= 0).sum(axis=2)
     size = _log_uniform(rng, TENSOR_BYTES, (g, v))
     # In the networks that these families stand for, resolution falls with depth and

@@ -107,9 +107,9 @@ def _load_highs() -> None:
 
 
 def _load_ideals() -> None:
-    from coralline.staging.ideals import compile_search
-
-    compile_search()
+    """All but the search itself: many models are solved without, and it takes long to compile."""
+    load_split()
+    import coralline.staging.ideals  # noqa: F401
 
 
 @register("exact", version="2", load=_load_ideals)

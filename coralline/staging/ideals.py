@@ -56,8 +56,8 @@ from coralline.staging.bounds import (
 )
 from coralline.staging.problem import Proposal, StagingProblem, evaluate, no_plan, none_found
 from coralline.staging.split import (
+    INNER,
     SplitArguments,
-    compile_split,
     search_orders,
     split,
     split_arguments,
@@ -284,6 +284,8 @@ class Search:
             self._accept(*search_orders(self._arguments, self.order, 0, seed))
         else:
             self.offer(order)
+        if self.stage is not None and _is_only_order(problem.graph, self.order):
+            self.bound = self.value
 
     @property
     def proven(self) -> bool:
@@ -369,6 +371,7 @@ class Search:
             costs.table[:, LATER] += later_cuts(problem, self._counting, first, last)
         n, n_tensors = graph.n_nodes, len(costs.size)
         if self._space is None:
+            compile_search()
             self._space = space_for(n, n_tensors, _FIRST_STATES)
         # Stages of one kind can change places: the empty ones come last.
         empty = self._relaxed and len(self._arguments.rates) > 1
@@ -422,6 +425,13 @@ def conclude(problem: StagingProblem, search: Search, deadline: float) -> Propos
     return Proposal(stage, search.bound, int(np.ceil(crossings.bound)))
 
 
+def _is_only_order(graph: ComputeGraph, order: Ints) -> bool:
+    """Whether each operator of a topological order needs the one before it."""
+    u, v = graph.edges.T
+    n = graph.n_nodes
+    return bool(np.isin(order[:-1] * n + order[1:], u * n + v).all())
+
+
 def order_of(problem: StagingProblem, stage: Ints) -> Ints:
     """A topological order, int64 (V,), with the stages one after the other."""
     rank = np.empty(len(stage), np.int64)
@@ -431,8 +441,7 @@ def order_of(problem: StagingProblem, stage: Ints) -> Ints:
 
 @cache
 def compile_search() -> None:
-    """Compile the search, or load it from numba's cache."""
-    compile_split()
+    """Compile the search, or load it from numba's cache; the first problem in need of it does."""
     graph = ComputeGraph.build(
         "one", param_bytes=[0], tensor_bytes=[0], tensor_producer=[0], consumers=[[]]
     )
@@ -542,7 +551,7 @@ def chain_windows(c: SplitArguments, order: Ints, target: float) -> tuple[Ints, 
     return ends[0], n_stages - 1 - ends[1]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy", **INNER)
 def _take(c, space, s, v, sums):  # type: ignore[no-untyped-def]
     """Put an operator whose predecessors are before or in stage s into it."""
     space.state[v] = TAKEN
@@ -564,7 +573,7 @@ def _take(c, space, s, v, sums):  # type: ignore[no-untyped-def]
             sums[OPEN] += c.size[t]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy", **INNER)
 def _leave(c, space, s, v, sums, n_trail):  # type: ignore[no-untyped-def]
     """Leave an operator and its descendants to the stages after s; the trail's new length."""
     space.state[v] = LEFT
@@ -596,14 +605,14 @@ def _leave(c, space, s, v, sums, n_trail):  # type: ignore[no-untyped-def]
     return n_trail
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy", **INNER)
 def _stage_cost(row, sums):  # type: ignore[no-untyped-def]
     moved = row[IN_MS] * sums[IN] + row[OUT_MS] * sums[OUT] + row[HOP] * sums[OPEN]
     stream = row[STREAM] * max(sums[PARAMS] - sums[CACHE], 0.0)
     return row[OVERHEAD] + sums[WORK] + moved + stream
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy", **INNER)
 def _can_move(c, space, s, x, sums, target):  # type: ignore[no-untyped-def]
     """Whether an operator left behind can as well be in stage s, whatever comes after."""
     row, longer = c.table[s], space.sums[len(space.sums) - 1]

@@ -7,13 +7,17 @@ further step turns the sequence into stages. What differs, and why:
   masks nothing but what is already chosen and repairs broken edges afterwards.
 - The encoder passes messages along the edges in both directions instead of running an LSTM
   over a list of nodes: node numbers mean nothing, a graph may have any size and in-degree.
+- The decoder builds stages: beside the ready operators it may point at the end of the stage.
+  So it sees what the stage would cost, transfers included, if it ended now, and with each
+  operator more, against the value that the network expects of a good plan. Samples aim at
+  values around that one.
 - The decoder has no recurrent state. Its query is made of the last operator, the mean of all
-  chosen ones and a few sums (how full the present stage is, which bytes are open), after the
-  attention model of Kool et al. (ICLR 2019). So training computes all steps at once.
+  chosen ones and those sums, after the attention model of Kool et al. (ICLR 2019). So training
+  computes all steps at once.
 - The order is split by dynamic programming (coralline.staging.split), which no other cut of
   the same order beats; RESPECT fills stages greedily under a searched memory cap.
 
-Here are the file of a trained network and the planner; coralline.staging.decoder computes, with
+Here are the file of a trained network and the planners; coralline.staging.decoder computes, with
 numpy and numba only. `training.network` is the same network in TensorFlow.
 """
 
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
@@ -42,18 +46,25 @@ if TYPE_CHECKING:
 
 SCHEMA = "coralline.policy/v1"
 
-N_FEATURES = 20
-N_CONTEXT = 8
-N_DYNAMIC = 4
+N_FEATURES = 26
+N_CONTEXT = 14
+N_DYNAMIC = 9
+N_HIDDEN = 16
 
 CLIP = 10.0
 """Scores are clipped to CLIP * tanh(score), as in RESPECT's pointer."""
 
-SAMPLES = 64
-"""Orders the planner tries: the greedy one and samples."""
+SAMPLES = 16
+"""Orders that `policy` and `policy-sample` try: the greedy one and samples."""
 
-_SAMPLED_NODES = 64_000
-"""Bound on SAMPLES times V, so that large graphs stay within seconds."""
+STEPS = 1000
+"""Of its local search: with the samples below 10 ms on graphs of 50 operators."""
+
+BEAM = 16
+"""Width of the search of `policy-beam`."""
+
+_SAMPLED_NODES, _SEARCHED_NODES = 32_000, 400_000
+"""Bounds on SAMPLES and STEPS times V, so that large graphs stay within seconds."""
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -77,7 +88,7 @@ class Policy:
         from coralline.staging.decoder import decode, policy_input, project
 
         inputs = policy_input(problem)
-        uniform = np.random.default_rng(seed).random((n_samples, problem.graph.n_nodes))
+        uniform = np.random.default_rng(seed).random((n_samples, inputs.n_steps))
         return decode(inputs, project(self.weights, inputs), uniform, n_greedy=int(greedy))
 
 
@@ -135,13 +146,20 @@ def weight_shapes(hidden: int, layers: int) -> dict[str, tuple[int, ...]]:
         shapes[f"layer{i}.b"] = (h,)
     return shapes | {
         "key": (h, h),
+        "key.close": (h,),
         "query.last": (h, h),
+        "query.start": (h,),
         "query.chosen": (h, h),
         "query.graph": (h, h),
         "query.context": (N_CONTEXT, h),
         "query.b": (h,),
-        "query.start": (h,),
-        "dynamic": (h, N_DYNAMIC),
+        "hidden.node": (h, N_HIDDEN),
+        "hidden.close": (N_HIDDEN,),
+        "hidden.query": (h, N_HIDDEN),
+        "hidden.dynamic": (N_DYNAMIC, N_HIDDEN),
+        "hidden.out": (N_HIDDEN,),
+        "target.w": (h,),
+        "target.b": (),
     }
 
 
@@ -150,7 +168,7 @@ def load_decoder() -> None:
     """Import and compile what decodes: once over a single operator."""
     from coralline.devices.model import load_device
     from coralline.graph.compute_graph import ComputeGraph
-    from coralline.staging.decoder import decode, policy_input, project
+    from coralline.staging.decoder import beam, decode, policy_input, project
 
     load_split()
     graph = ComputeGraph.build(
@@ -158,33 +176,107 @@ def load_decoder() -> None:
     )
     inputs = policy_input(StagingProblem(graph, 1, load_device("edgetpu-usb")))
     weights = {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(8, 1).items()}
-    decode(inputs, project(weights, inputs), np.zeros((1, 1)), n_greedy=1)
+    projection = project(weights, inputs)
+    decode(inputs, projection, np.zeros((1, 1)), n_greedy=1)
+    beam(inputs, projection, 1)
 
 
-@register("policy", version="1", load=load_decoder)
-def policy(problem: StagingProblem, effort: Effort) -> Proposal:
-    """The best split of the network's greedy order and of sampled ones."""
-    from coralline.staging.decoder import decode, policy_input, project
-    from coralline.staging.split import split_arguments, split_order, split_value
+class _Attempt:
+    """The best order that was found for a problem, so far."""
 
-    start = perf_counter()
-    network = load_policy(effort.policy)
-    inputs = policy_input(problem)
-    projected = project(network.weights, inputs)
-    rng = np.random.default_rng(effort.seed)
-    arguments = split_arguments(problem)
-    n = problem.graph.n_nodes
-    best, best_value = problem.graph.topological_order, np.inf
-    left = min(SAMPLES, max(_SAMPLED_NODES // n, 1))
-    n_greedy = 1
-    while left > 0 and (n_greedy or perf_counter() - start < effort.time_limit_s):
+    def __init__(self, problem: StagingProblem, effort: Effort) -> None:
+        from coralline.staging.decoder import policy_input, project
+        from coralline.staging.split import split_arguments
+
+        self.deadline = perf_counter() + effort.time_limit_s
+        self.problem, self.rng = problem, np.random.default_rng(effort.seed)
+        self.inputs = policy_input(problem)
+        self.projection = project(load_policy(effort.policy).weights, self.inputs)
+        self.arguments = split_arguments(problem)
+        self.order, self.value = problem.graph.topological_order, np.inf
+        self.greedy()
+
+    @property
+    def in_time(self) -> bool:
+        return perf_counter() < self.deadline
+
+    def offer(self, orders: Iterable[NDArray[np.int64]]) -> None:
+        from coralline.staging.split import split
+
+        for order in orders:
+            _, value = split(self.arguments, order, self.value)
+            if value < self.value:
+                self.order, self.value = order, value
+
+    def greedy(self) -> None:
+        from coralline.staging.decoder import decode
+
+        chances = np.empty((1, self.inputs.n_steps))
+        self.offer(decode(self.inputs, self.projection, chances, n_greedy=1).order)
+
+    def sample(self, count: int) -> None:
+        """Orders sampled at targets around the expected value."""
+        from coralline.staging.decoder import SPREAD, decode
+
         # One by one where an order takes long, so that the time limit is kept.
-        batch = min(left, max(_SAMPLED_NODES // (8 * n), 1))
-        orders = decode(inputs, projected, rng.random((batch, n)), n_greedy=n_greedy).order
-        values = [split_value(arguments, order) for order in orders]
-        if min(values) < best_value:
-            best_value = min(values)
-            best = orders[int(np.argmin(values))]
-        left -= batch
-        n_greedy = 0
-    return Proposal(split_order(problem, best))
+        batch = max(_SAMPLED_NODES // (8 * self.problem.graph.n_nodes), 1)
+        for first in range(0, count, batch):
+            if not self.in_time:
+                break
+            n = min(batch, count - first)
+            target = self.projection.target_ms * np.exp(SPREAD * self.rng.standard_normal(n))
+            chances = self.rng.random((n, self.inputs.n_steps))
+            self.offer(decode(self.inputs, self.projection, chances, target_ms=target).order)
+
+    def refine(self, steps: int) -> None:
+        """Local search from the best order."""
+        from coralline.staging.split import search_orders
+
+        batch = max(_SEARCHED_NODES // (8 * self.problem.graph.n_nodes), 1)
+        for first in range(0, steps, batch):
+            if not self.in_time:
+                break
+            seed = int(self.rng.integers(2**31))
+            self.order, _, self.value = search_orders(
+                self.arguments, self.order, min(batch, steps - first), seed
+            )
+
+    def proposal(self) -> Proposal:
+        from coralline.staging.split import split_order
+
+        return Proposal(split_order(self.problem, self.order))
+
+
+@register("policy", version="2", load=load_decoder)
+def policy(problem: StagingProblem, effort: Effort) -> Proposal:
+    """The network's greedy order and sampled ones, the best of them refined by local search."""
+    attempt = _Attempt(problem, effort)
+    n = problem.graph.n_nodes
+    attempt.sample(min(SAMPLES, max(_SAMPLED_NODES // n, 1)) - 1)
+    attempt.refine(min(STEPS, _SEARCHED_NODES // n))
+    return attempt.proposal()
+
+
+@register("policy-greedy", version="1", load=load_decoder)
+def policy_greedy(problem: StagingProblem, effort: Effort) -> Proposal:
+    """The best split of the network's greedy order."""
+    return _Attempt(problem, effort).proposal()
+
+
+@register("policy-sample", version="1", load=load_decoder)
+def policy_sample(problem: StagingProblem, effort: Effort) -> Proposal:
+    """The best split of the greedy order and of sampled ones."""
+    attempt = _Attempt(problem, effort)
+    attempt.sample(SAMPLES - 1)
+    return attempt.proposal()
+
+
+@register("policy-beam", version="1", load=load_decoder)
+def policy_beam(problem: StagingProblem, effort: Effort) -> Proposal:
+    """The best split of the greedy order and of those that a beam search finds."""
+    from coralline.staging.decoder import beam
+
+    attempt = _Attempt(problem, effort)
+    if attempt.in_time:
+        attempt.offer(beam(attempt.inputs, attempt.projection, BEAM).order)
+    return attempt.proposal()

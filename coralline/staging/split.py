@@ -24,6 +24,9 @@ from coralline.staging.problem import StagingProblem, none_found
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""For functions that only compiled ones call: wrappers for Python take long to compile."""
+
 
 class SplitArguments(NamedTuple):
     """A problem as the compiled functions read it; V operators, T tensors, C readings, E edges.
@@ -351,7 +354,7 @@ def _search_orders(order, draws, c):  # type: ignore[no-untyped-def]
     return order, stage, best
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy", **INNER)
 def _due_order(due, depth_first, c):  # type: ignore[no-untyped-def]
     """The topological order of the ready node that is due first, or was ready last."""
     n = len(due)

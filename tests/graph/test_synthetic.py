@@ -103,7 +103,7 @@ def test_the_costs_make_a_plan_worth_choosing(family: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tree", 1, 30, 0), "not known; choose branch, cell, respect, skip"),
+        (("tree", 1, 30, 0), "not known; choose branch, cell, pyramid, respect, skip"),
         (("respect", 0, 30, 0), "0 graphs"),
         (("respect", 1, 1, 0), "1 nodes: a synthetic graph has 2 to 10000"),
         (("respect", 1, 10_001, 0), "10001 nodes"),

@@ -164,3 +164,26 @@ def test_searching_orders_never_loses(problem: StagingProblem) -> None:
     stage = split_order(problem, found)
     again = order_of(problem, stage)
     assert split_value(arguments, again) <= split_value(arguments, found) * (1 + 1e-12)
+
+
+@given(problems_with_options(max_nodes=6))
+def test_a_graph_with_one_order_needs_no_search(problem: StagingProblem) -> None:
+    problem = replace(problem, children_together=False, host_operators=())
+    graph = problem.graph
+    n = graph.n_nodes
+    # A chain through all operators leaves only the graph's own order.
+    order = graph.topological_order
+    chain = ComputeGraph.build(
+        "chain",
+        param_bytes=graph.param_bytes,
+        macs=graph.macs,
+        tensor_bytes=graph.tensor_bytes[-n:],
+        tensor_producer=order,
+        consumers=[[w] for w in order[1:].tolist()] + [[]],
+    )
+    problem = replace(problem, graph=chain)
+    search = Search(problem)
+    keys = [evaluate(problem, stage).key for stage in feasible_stagings(problem)]
+    assert search.proven == bool(keys)
+    if keys:
+        assert search.value == pytest.approx(min(keys)[0], rel=1e-9, abs=1e-12)

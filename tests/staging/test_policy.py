@@ -12,7 +12,7 @@ from coralline.errors import UserError
 from coralline.graph import synthetic
 from coralline.graph.compute_graph import MODEL_INPUT, ComputeGraph
 from coralline.staging import OBJECTIVES, Effort, StagingProblem, make_plan
-from coralline.staging.decoder import decode, policy_input, project
+from coralline.staging.decoder import beam, decode, policy_input, project
 from coralline.staging.policy import Policy, load_policy, save_policy, weight_shapes
 
 DEVICE = load_device("edgetpu-usb")
@@ -21,7 +21,7 @@ DEVICE = load_device("edgetpu-usb")
 def some_policy(seed: int = 0, hidden: int = 16, layers: int = 2) -> Policy:
     rng = np.random.default_rng(seed)
     weights = {
-        name: (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+        name: np.array(rng.standard_normal(shape) / np.sqrt(max(shape, default=1)), np.float32)
         for name, shape in weight_shapes(hidden, layers).items()
     }
     return Policy(weights, {"hidden": hidden, "layers": layers})
@@ -79,8 +79,27 @@ def test_the_recorded_probabilities_are_those_of_the_samples() -> None:
     orders, first, count = np.unique(rolled.order, axis=0, return_index=True, return_counts=True)
     probability = np.exp(rolled.log_probability[first])
     assert len(orders) > 3
-    assert probability.sum() == pytest.approx(1.0, abs=0.01)
-    assert np.abs(count / 20_000 - probability).max() < 0.015
+    # One order may come from several ways to close the stages.
+    assert (count / 20_000 > probability - 0.015).all()
+
+
+def test_a_wide_beam_finds_every_plan_and_ranks_them() -> None:
+    """Of a small graph: as many as there are ways to put its nodes into two stages."""
+    graph = synthetic.generate("skip", 3, 6, 1)[2]
+    inputs, policy = policy_input(StagingProblem(graph, 2, DEVICE)), some_policy()
+    found = beam(inputs, project(policy.weights, inputs), 200)
+    assert (np.diff(found.log_probability) <= 0).all()
+    down_sets = {
+        bits
+        for bits in range(1, 2**6)
+        if all(bits >> u & 1 for v in range(6) if bits >> v & 1 for u in graph.predecessors[v])
+    }
+    # The full set stands for the plans that never close a stage.
+    assert len(found.order) == len(down_sets)
+    best = beam(inputs, project(policy.weights, inputs), 1)
+    greedy = policy.rollouts(StagingProblem(graph, 2, DEVICE), 1)
+    assert best.order.tolist() == greedy.order.tolist()
+    assert best.log_probability == pytest.approx(greedy.log_probability)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -91,6 +110,23 @@ def test_plans_are_feasible_for_every_objective(objective: str, policy_file: str
     assert plan.lower_bound <= plan.value
     again = make_plan(problem, "policy", Effort(policy=policy_file))
     assert plan.stage == again.stage
+
+
+@pytest.mark.parametrize("planner", ["policy-greedy", "policy-sample", "policy-beam"])
+def test_every_way_to_decode_gives_a_plan(planner: str, policy_file: str) -> None:
+    graph = synthetic.generate("window", 1, 40, 0)[0]
+    effort = Effort(policy=policy_file)
+    plan = make_plan(StagingProblem(graph, 4, DEVICE), planner, effort)
+    greedy = make_plan(StagingProblem(graph, 4, DEVICE), "policy-greedy", effort)
+    assert plan.lower_bound <= plan.value <= greedy.value
+
+
+def test_a_memory_limit_steers_the_decoder(policy_file: str) -> None:
+    graph = synthetic.generate("branch", 1, 60, 0)[0]
+    least = make_plan(StagingProblem(graph, 4, DEVICE, "peak-memory"), "exact").value
+    problem = StagingProblem(graph, 4, DEVICE, memory_limit_bytes=int(1.1 * least))
+    plan = make_plan(problem, "policy", Effort(policy=policy_file))
+    assert max(plan.stages["param_bytes"]) <= 1.1 * least
 
 
 def test_children_together(policy_file: str) -> None:
@@ -130,14 +166,14 @@ def test_the_time_limit_is_kept_after_the_first_order(policy_file: str) -> None:
 def test_greedy_takes_the_likeliest_node() -> None:
     problem = StagingProblem(synthetic.generate("respect", 1, 30, 0)[0], 4, DEVICE)
     inputs, policy = policy_input(problem), some_policy()
-    uniform = np.random.default_rng(0).random((2000, 30))
+    uniform = np.random.default_rng(0).random((2000, inputs.n_steps))
     rolled = decode(inputs, project(policy.weights, inputs), uniform, n_greedy=1, record=True)
     # The first step is the same for all: the greedy choice is the commonest, up to chance.
     counts = np.bincount(rolled.order[1:, 0], minlength=30)
     assert counts[rolled.order[0, 0]] > 0.9 * counts.max()
-    assert rolled.ready[0, 0].nonzero()[0].tolist() == [
-        v for v, p in enumerate(problem.graph.predecessors) if not p
-    ]
+    assert rolled.record is not None
+    first = rolled.record.node[rolled.record.step == 0]
+    assert sorted(first) == [v for v, p in enumerate(problem.graph.predecessors) if not p]
 
 
 def test_damaged_policies_are_refused(tmp_path: Path) -> None:
@@ -171,7 +207,7 @@ def test_damaged_policies_are_refused(tmp_path: Path) -> None:
 def test_the_policy_in_the_package_beats_chance_and_the_graphs_own_order() -> None:
     shipped = load_policy()
     assert shipped.metadata["metrics"]["greedy_gap"] < shipped.metadata["metrics"]["untrained_gap"]
-    values = {"policy": [], "topo-dp": []}
+    values: dict[str, list[float]] = {"policy": [], "topo-dp": []}
     for family in synthetic.family_names():
         for graph in synthetic.generate(family, 10, 30, seed=987):
             problem = StagingProblem(graph, 4, DEVICE)

@@ -7,6 +7,8 @@ VENV ?= .venv
 UV_VERSION := 0.13.8
 UV := .tools/bin/uv
 BIN := $(VENV)/bin
+# Else the first plan would wait for it.
+COMPILE := $(BIN)/python -c "import coralline.staging as s; s.compile_planners()"
 export VIRTUAL_ENV := $(abspath $(VENV))
 export PYTHONPATH :=
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -78,9 +80,11 @@ $(VENV)/bin/python: | $(UV)
 $(VENV)/.runtime: requirements.txt pyproject.toml | $(VENV)/bin/python
 	[ -e $(VENV)/.dev ] || $(UV) pip install --require-hashes --compile-bytecode -r requirements.txt
 	$(UV) pip install --quiet --no-deps --editable .
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.dev: requirements-dev.txt pyproject.toml | $(VENV)/bin/python
 	$(UV) pip install --require-hashes --compile-bytecode -r requirements-dev.txt
 	$(UV) pip install --quiet --no-deps --editable .
+	$(COMPILE)
 	touch $@ $(VENV)/.runtime

@@ -41,15 +41,7 @@ class PostgresqlServer:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [
-                self._binaries / "postgres",
-                "-D",
-                "data",
-                "-k",
-                self._folder,
-                "-c",
-                "listen_addresses=",
-            ],
+            [self._binaries / "postgres", "-D", "data", "-k", self._folder, *self._settings],
             cwd=self._folder,
             user=self._user,
             stdin=subprocess.DEVNULL,

@@ -26,6 +26,7 @@ __all__ = [
     "StagingProblem",
     "baselines",
     "check",
+    "compile_planners",
     "evaluate",
     "exact",
     "lower_bound",
@@ -34,3 +35,12 @@ __all__ = [
     "policy",
     "search",
 ]
+
+
+def compile_planners() -> None:
+    """Compile what the planners use into numba's cache, so that no first plan waits for it."""
+    from coralline.staging.ideals import compile_search
+
+    policy.load_decoder()
+    search.load_search()
+    compile_search()

@@ -10,7 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from manifest_rules import ROOT
-from postgresql_server import PostgresqlServer, binaries
+
+from benchmarks.postgresql_server import PostgresqlServer, binaries
 
 SCRIPT = ROOT / "k8s" / "base" / "postgres" / "databases.sh"
 MOUNT = "/run/secrets/coralline"
@@ -24,7 +25,7 @@ def server() -> Iterator[dict[str, str]]:
         if os.environ.get("CI"):
             pytest.fail("PostgreSQL's server is needed; apt-get install postgresql")
         pytest.skip("PostgreSQL's server is not installed (Debian package postgresql)")
-    postgresql = PostgresqlServer(found)
+    postgresql = PostgresqlServer(found, durable=False)
     try:
         postgresql.start()
         (host,) = parse_qs(urlsplit(postgresql.new_database()).query)["host"]

@@ -44,7 +44,7 @@ from coralline.errors import PlanError
 from coralline.graph.compute_graph import MODEL_INPUT
 from coralline.staging.baselines import load_split
 from coralline.staging.bounds import crossings_bound, stage_windows, work_bound
-from coralline.staging.orders import priority_order, stack_order
+from coralline.staging.orders import least_live_order, priority_order, stack_order
 from coralline.staging.problem import (
     OPTIMALITY_TOLERANCE,
     Effort,
@@ -134,6 +134,9 @@ def auto(problem: StagingProblem, effort: Effort) -> Proposal:
     deadline = start + effort.time_limit_s
     search = Search(problem, effort.seed)
     search.run(start + min(effort.time_limit_s * _ALONE, _ALONE_S))
+    if not search.proven:
+        # The one of the simple orders that the search does not begin with.
+        search.offer(least_live_order(problem.graph))
     if not search.proven and effort.time_limit_s >= _POLICY_S:
         load_decoder()
         effort = replace(effort, time_limit_s=effort.time_limit_s * _ALONE)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.postgresql_server import PostgresqlServer, binaries
+from benchmarks.postgresql_server import PostgresqlServer
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgresqlServer]:
-    folder = binaries()
-    if folder is None:
-        if os.environ.get("CI"):
-            pytest.fail("PostgreSQL's server is needed; apt-get install postgresql")
-        pytest.skip("PostgreSQL's server is not installed (Debian package postgresql)")
-    server = PostgresqlServer(folder, durable=False)
+def postgresql(postgresql_binaries: Path) -> Iterator[PostgresqlServer]:
+    server = PostgresqlServer(postgresql_binaries, durable=False)
     try:
         server.start()
         yield server

@@ -11,25 +11,24 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from manifest_rules import ROOT
 
-from benchmarks.postgresql_server import PostgresqlServer, binaries
+from benchmarks.postgresql_server import PostgresqlServer
 
 SCRIPT = ROOT / "k8s" / "base" / "postgres" / "databases.sh"
 MOUNT = "/run/secrets/coralline"
 
 
 @pytest.fixture
-def server() -> Iterator[dict[str, str]]:
+def server(postgresql_binaries: Path) -> Iterator[dict[str, str]]:
     """The environment that psql reaches a new server with, as its superuser `postgres`."""
-    found = binaries()
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("PostgreSQL's server is needed; apt-get install postgresql")
-        pytest.skip("PostgreSQL's server is not installed (Debian package postgresql)")
-    postgresql = PostgresqlServer(found, durable=False)
+    postgresql = PostgresqlServer(postgresql_binaries, durable=False)
     try:
         postgresql.start()
         (host,) = parse_qs(urlsplit(postgresql.new_database()).query)["host"]
-        environment = {**os.environ, "PATH": f"{found}:{os.environ['PATH']}", "PGHOST": host}
+        environment = {
+            **os.environ,
+            "PATH": f"{postgresql_binaries}:{os.environ['PATH']}",
+            "PGHOST": host,
+        }
         for user, command in (
             ("lab", "CREATE ROLE postgres SUPERUSER LOGIN"),
             # The image has no such superuser.

@@ -93,7 +93,10 @@ def test_a_malformed_wish_is_one_line(name: str, value: str, tmp_path: Path) -> 
 
 
 def test_a_local_run_leaves_it_out() -> None:
-    text = local._without_cluster(GOLDEN)
+    text = local._without_cluster(GOLDEN, "20261121-094336-2ada47")
+    assert "pipeline_job_uuid" in GOLDEN.read_text()
+    assert "pipeline_job_uuid" not in text
+    assert "20261121-094336-2ada47" in text
     assert "retryPolicy" in GOLDEN.read_text()
     assert "retryPolicy" not in text
     assert "resourceCpuRequest" not in text

@@ -130,7 +130,7 @@ class Night:
             `full_ms`, the time per inference with the pipeline full, and `energy_mj`.
         simulated: Whether they come from a device model.
         marks: What speaks against the measurement: such a night is shown and does not count.
-        fault: Why there is no measurement.
+        fault: Why there is no measurement, or one that another processor made.
         facts: What may explain a change, by name.
         accepted: Why its level is the normal one from now on; None unless a person said so.
     """
@@ -202,6 +202,7 @@ class Judged:
             "values": {name: level.value for name, level in night.levels.items()},
             "intervals": {name: list(interval(level)) for name, level in night.levels.items()},
             "changes": {name: ratio.to_json() for name, ratio in self.changes.items()},
+            "worst": self.worst and self.worst[0],
             "creep": {name: ratio.to_json() for name, ratio in self.creep.items()},
             "against": list(self.against),
             "differs": {name: list(pair) for name, pair in self.differs.items()},
@@ -327,11 +328,11 @@ def judge(series: Series, nights: Iterable[Night], baseline_nights: int = BASELI
     without = 0  # nights in a row that do not count
     found: list[Judged] = []
     for night in nights:
-        if not night.levels or (night.marks and night.accepted is None):
+        missing = night.fault is not None or not night.levels
+        if missing or (night.marks and night.accepted is None):
             without += 1
-            verdict: Verdict = "disturbed" if night.levels else "missing"
-            if verdict == "disturbed" and without >= STALE_NIGHTS:
-                verdict = "stale"
+            stale = without >= STALE_NIGHTS
+            verdict: Verdict = "missing" if missing else "stale" if stale else "disturbed"
             base = good[-baseline_nights:]
             found.append(Judged(night, verdict, _changes(night, base), _jobs(base)))
             continue

@@ -149,8 +149,10 @@ class Night:
     @staticmethod
     def of_measurement(measurement: Measurement, **facts: Any) -> Night:
         """A night that measured; `facts` are the other fields."""
+        found = levels(measurement)
         return Night(
-            levels=levels(measurement),
+            levels=found,
+            fault=None if found else "the board reports nothing that nights are compared by",
             simulated=measurement.simulated,
             marks=measurement.marks,
             facts=_facts(measurement),

@@ -8,7 +8,8 @@ github.com/google-coral/edgetpu, issues 758 and 109).
 An uncertainty is half the width of an interval that holds the value in about 95 of 100 cases. Its
 parts, which are added as squares:
 
-- accuracy: of the instrument, as its maker or a calibration says. Without it there is no sum.
+- accuracy: of the instrument, as its maker or a calibration says, a share of its reading: so it
+  weighs on net energy by the net. Without it there is no sum.
 - borders: a marker falls between two samples, and the clocks of marker and sample may differ.
 - sampling: what another window of that length would give, by batch means: the window is cut
   into equal batches, whose means are nearly independent however the samples hang together
@@ -142,8 +143,9 @@ class EnergyRecord:
                 found.append(f"energy: known to {share:.1%} only ({name}); 1 % is asked for")
             if spent.seconds < LEAST_S or spent.inferences < LEAST_INFERENCES:
                 found.append(
-                    f"energy: measured over {spent.seconds:.1f} s and {spent.inferences} "
-                    f"inferences only ({name}); {LEAST_S:.0f} s and {LEAST_INFERENCES} are asked for"
+                    f"energy: measured over {spent.seconds:.3g} s and {spent.inferences} "
+                    f"inferences only ({name}); ask for more repetitions: {LEAST_S:.0f} s and "
+                    f"{LEAST_INFERENCES} inferences are the least"
                 )
         return tuple(found)
 

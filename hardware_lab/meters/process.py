@@ -33,13 +33,10 @@ class Recording:
 
     Args:
         keep_open: File descriptors that the process holds too.
-        limit_s: Of each step.
     """
 
-    def __init__(
-        self, meter: Meter, keep_open: tuple[int, ...] = (), limit_s: float = START_S
-    ) -> None:
-        self._meter, self._limit_s = meter, limit_s
+    def __init__(self, meter: Meter, keep_open: tuple[int, ...] = ()) -> None:
+        self._meter = meter
         self._folder = tempfile.TemporaryDirectory()
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__],
@@ -106,10 +103,10 @@ class Recording:
             self._child.stdin.write(json.dumps(request) + "\n")
             self._child.stdin.flush()
         try:
-            answer = self._said.get(timeout=self._limit_s)
+            answer = self._said.get(timeout=START_S)
         except Empty:
             raise DeviceError(
-                f"meter {self._meter.name!r}: no answer in {self._limit_s:g} s; it is ended"
+                f"meter {self._meter.name!r}: no answer in {START_S:g} s; it is ended"
             ) from None
         if "error" in answer:
             raise DeviceError(answer["error"])

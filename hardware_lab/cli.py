@@ -9,6 +9,7 @@ import typer
 
 from coralline.cli import output
 from hardware_lab import trend_cli
+from hardware_lab.meters_cli import meters
 from hardware_lab.show import print_result, print_table, write_result
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
             "resource": board.resource,
             "tags": dict(found.tags[name]),
             **asdict(board),  # type: ignore[call-overload]
+            "meter": None if (meter := getattr(board, "meter", None)) is None else meter.name,
         }
         for name, board in found.boards.items()
     ]
@@ -150,11 +152,14 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
             row["name"],
             row["kind"],
             ", ".join(f"{tag} {count}" for tag, count in row["tags"].items()),
-            ", ".join(f"{k} {v}" for k, v in row.items() if k not in hidden),
+            ", ".join(f"{k} {v}" for k, v in row.items() if k not in hidden and v is not None),
         ]
         for row in rows
     ]
     print_table(["board", "kind", "tags", "options"], shown)
+
+
+lab.command("meters", epilog="Example: coralline lab meters hub --seconds 5")(meters)
 
 
 @lab.command("health", epilog="Example: coralline lab health pi --set unknown --why 'new cable'")
@@ -395,9 +400,11 @@ def bench(
     json: bool = _json(),
 ) -> None:
     """Run a split model as a pipeline on a board; a job of the lab, run at once."""
+    from tempfile import TemporaryDirectory
     from uuid import uuid4
 
     from hardware_lab.inventory import Demand, load_inventory
+    from hardware_lab.show import write_files
     from hardware_lab.store import Store, default_lab
 
     boards = load_inventory(inventory)
@@ -413,25 +420,34 @@ def bench(
         allow_fallback=allow_fallback,
         group=group,
     )
-    try:
-        _run(store, boards, group, quiet=json)
-    finally:
-        # When it was not interrupted, what keeps it in the queue is its board.
-        health = store.health.known().get(board)
-        unfit = health is not None and health.state not in ("good", "unknown")
-        why = f"board {board!r} is {health.state}: {health.cause}" if health and unfit else None
-        store.cancel([job.id], reason=why or "interrupted")
-    store.job(job.id).raise_error()
-    result = store.result(job.id)
-    if out is not None:
-        write_result(out, result)
+    with TemporaryDirectory() as kept:
+        try:
+            _run(store, boards, group, quiet=json, keep=Path(kept))
+        finally:
+            # When it was not interrupted, what keeps it in the queue is its board.
+            health = store.health.known().get(board)
+            unfit = health is not None and health.state not in ("good", "unknown")
+            why = f"board {board!r} is {health.state}: {health.cause}" if health and unfit else None
+            store.cancel([job.id], reason=why or "interrupted")
+        store.job(job.id).raise_error()
+        result = store.result(job.id)
+        if out is not None:
+            write_result(out, result)
+            write_files(out, Path(kept) / job.id)
     if json:
         output.print_json(result.to_json())
     else:
         print_result(result)
 
 
-def _run(store: Store, inventory: Inventory, group: str | None, *, quiet: bool) -> list[Job]:
+def _run(
+    store: Store,
+    inventory: Inventory,
+    group: str | None,
+    *,
+    quiet: bool,
+    keep: Path | None = None,
+) -> list[Job]:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -446,7 +462,7 @@ def _run(store: Store, inventory: Inventory, group: str | None, *, quiet: bool) 
                 bars[job.id] = bar.add_task(f"{Path(job.path).name} on {job.board}", total=total)
             bar.update(bars[job.id], completed=done)
 
-        return run_jobs(store, inventory, group, advance)
+        return run_jobs(store, inventory, group, advance, keep)
 
 
 def _seconds(text: str | None) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 from coralline.errors import UserError
 from hardware_lab.commits import commits_between
 from hardware_lab.store import Job, Store
-from hardware_lab.trends import BASELINE_NIGHTS, RED, Night, Series, Trend, judge
+from hardware_lab.trends import BASELINE_NIGHTS, RED, SLOWER, Night, Series, Trend, judge
 
 NAME = "nightly"
 """Label: which nightly, for a lab may have several. The others:"""
@@ -93,10 +93,10 @@ def accept(store: Store, what: str, why: str, name: str = NAME) -> Job:
         by_name = {str(trend.series): trend for trend in read_trends(store, name)}
         if what not in by_name:
             raise UserError(f"series {what!r} is not known; choose {', '.join(by_name) or 'none'}")
-        slower = [j for j in by_name[what].nights if j.verdict in ("slower", "crept")]
-        if by_name[what].since is None:
+        counted = [judged for judged in by_name[what].nights if judged.counts]
+        if not counted or counted[-1].verdict not in SLOWER:
             raise UserError(f"series {what!r} is not slower than before; nothing is to be accepted")
-        job = store.job(slower[-1].night.job)
+        job = store.job(counted[-1].night.job)
     else:
         job = store.job(what)
         if not is_night(job) or job.state != "done":

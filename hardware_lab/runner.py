@@ -22,6 +22,7 @@ from threading import Event, Thread
 from uuid import uuid4
 
 from coralline.errors import CorallineError, DeviceError, UserError
+from coralline.files import make_folder
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Board, Task, here
 from hardware_lab.checks import UnfitError, check
@@ -57,6 +58,7 @@ def run_jobs(
     inventory: Inventory,
     group: str | None = None,
     on_progress: Progress | None = None,
+    keep: Path | None = None,
 ) -> list[Job]:
     """Run queued jobs until none is queued or running, here or in another runner.
 
@@ -64,6 +66,7 @@ def run_jobs(
 
     Args:
         group: Only its jobs; None for all jobs that the inventory's boards may do.
+        keep: A folder for the files beside the results, in one folder a job; None drops them.
 
     Returns:
         The jobs that this call ended, as they are now.
@@ -73,7 +76,7 @@ def run_jobs(
         DeviceError: The database has not answered for PATIENCE_S; the same.
     """
     ended: list[str] = []
-    Runner(store, inventory, group, on_progress, lambda job: ended.append(job.id)).run()
+    Runner(store, inventory, group, on_progress, lambda job: ended.append(job.id), keep).run()
     return store.jobs(ended)
 
 
@@ -104,6 +107,7 @@ class Runner:
     Args:
         group: Only its jobs.
         on_end: Called with each job that was worked on; from several threads.
+        keep: As `run_jobs` takes it.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class Runner:
         group: str | None = None,
         on_progress: Progress | None = None,
         on_end: Callable[[Job], None] = lambda job: None,
+        keep: Path | None = None,
     ) -> None:
         # Never used again: a lease without its runner is not renewed.
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
@@ -122,6 +127,7 @@ class Runner:
         self._group = group
         self._on_progress = on_progress
         self._on_end = on_end
+        self._keep = keep
         self._alone = here("cpu")
         self._held: dict[str, _Held] = {}  # by resource
         self._work: dict[Future[None], str] = {}  # the resources
@@ -265,6 +271,7 @@ class Runner:
                 warmup=job.warmup,
                 seconds=job.seconds,
                 keep_open=(held.lock.descriptor,),
+                scratch=None if self._keep is None else make_folder(self._keep / job.id),
                 stop=held.over,
             )
             if against is None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 from coralline.cli import output
+from coralline.files import replacing
 
 if TYPE_CHECKING:
+    from coralline.runtime.energy import EnergyRecord
     from coralline.runtime.measurement import Measurement
     from hardware_lab.compare import Comparison
 
@@ -26,6 +29,14 @@ def write_result(out: Path, result: Measurement | Comparison) -> None:
     for name, part in parts.items():
         if part.latency_ms:
             write_samples(part, out.with_suffix(f"{name}.parquet"))
+
+
+def write_files(out: Path, folder: Path) -> None:
+    """The files that a job left in `folder`, beside `out`: power.parquet as OUT.power.parquet."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = ".".join(path.relative_to(folder).parts)
+        with replacing(out.with_suffix(f".{name}")) as temporary:
+            copyfile(path, temporary)
 
 
 def print_result(result: Measurement | Comparison) -> None:
@@ -84,16 +95,46 @@ def print_measurement(m: Measurement) -> None:
         _print_samples(m, said)
     else:
         _print_reported(m.latency_reported_ms, said)
-    if m.energy_mj_per_inference is not None:
-        source = "simulated" if m.simulated else f"meter {m.meter}"
-        console.print(f"energy {m.energy_mj_per_inference:.3f} mJ per inference ({source})")
-    else:
+    if m.energy is not None:
+        _print_energy(m.energy)
+    elif m.energy_mj_per_inference is not None:
+        console.print(f"energy {m.energy_mj_per_inference:.3f} mJ per inference (simulated)")
+    elif "meter_failure" not in m.environment:
         console.print("energy not known: no meter")
     if m.outputs_equal:
         console.print("every output that was checked has the whole model's bits")
     for mark in m.marks:
         console.print(f"[yellow]{escape(mark)}[/yellow]")
     console.print(f"job {m.id}")
+
+
+def _print_energy(energy: EnergyRecord) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    def cell(value: float, uncertainty: Mapping[str, float | None]) -> str:
+        total = uncertainty["total"]
+        return f"{value:.4g}" if total is None else f"{value:.4g} ± {total:.2g}"
+
+    print_table(
+        ["energy, mJ per inference", "gross", "net", "mean W", "s", "inferences"],
+        [
+            [
+                {"alone": "one alone", "full": "pipeline full"}[name],
+                cell(spent.gross_mj, spent.gross_uncertainty_mj),
+                cell(spent.net_mj, spent.net_uncertainty_mj),
+                f"{spent.power_w:.4g}",
+                f"{spent.seconds:.1f}",
+                str(spent.inferences),
+            ]
+            for name, spent in energy.windows.items()
+        ],
+    )
+    meter = energy.meter
+    Console(soft_wrap=True).print(
+        f"meter {escape(meter.name)} ({escape(meter.device)}) at {meter.at}; idle draws "
+        f"{energy.idle_w:.4g} W"
+    )
 
 
 def _print_reported(reported: Mapping[str, float], said: str) -> None:

@@ -38,6 +38,7 @@ from coralline.errors import DeviceError, UserError
 from coralline.home import home_folder
 from coralline.runtime.measurement import Measurement
 from coralline.tflite.segments import MANIFEST, SegmentSet
+from hardware_lab.announcements import BoardRecords
 from hardware_lab.compare import SCHEMA as COMPARISON
 from hardware_lab.compare import Comparison
 from hardware_lab.database import Database, State, iso
@@ -47,6 +48,7 @@ from hardware_lab.database import measurements as _measurements
 from hardware_lab.health import HealthRecords
 from hardware_lab.inventory import Demand
 from hardware_lab.locks import Lock
+from hardware_lab.tokens import Tokens
 
 SCHEMA = "coralline.job/v2"
 MAX_ATTEMPTS = 3
@@ -173,6 +175,8 @@ class Store:
         self._database = Database(where)
         self.where = self._database.where
         self.health = HealthRecords(self._database)
+        self.boards = BoardRecords(self._database)
+        self.tokens = Tokens(self._database)
         self._known_demands: set[str] = set()
 
     def submit(
@@ -261,14 +265,25 @@ class Store:
         state: State | None = None,
         group: str | None = None,
         labels: Mapping[str, str] | None = None,
+        *,
+        newest: bool = False,
+        limit: int | None = None,
+        after: str | None = None,
     ) -> list[Job]:
         """The jobs in the order of their submission.
 
         Args:
             labels: Only those that have all of these.
+            newest: The other way round.
+            limit: No more than these.
+            after: Only those that follow this one in the order.
         """
         self.sweep()
-        query = select(_jobs).order_by(_jobs.c.number)
+        number = _jobs.c.number
+        query = select(_jobs).order_by(number.desc() if newest else number).limit(limit)
+        if after is not None:
+            last = select(number).where(_jobs.c.id == after).scalar_subquery()
+            query = query.where(number < last if newest else number > last)
         if ids is not None:
             query = query.where(_jobs.c.id.in_(ids))
         if state is not None:
@@ -371,6 +386,23 @@ class Store:
         with self._database.read() as connection:
             found = [(due, demand) for demand, due in connection.execute(query) if due is not None]
         return [(Demand.of_text(demand), due) for due, demand in sorted(found)]
+
+    def depth(self) -> list[tuple[Demand, int, float]]:
+        """How many queued jobs ask for what, and when the oldest of them was submitted."""
+        query = (
+            select(_jobs.c.demand, func.count(), func.min(_jobs.c.submitted))
+            .where(_jobs.c.state == "queued")
+            .group_by(_jobs.c.demand)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return [(Demand.of_text(demand), count, oldest) for demand, count, oldest in rows]
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs are in which state; of none there is no word."""
+        query = select(_jobs.c.state, func.count()).group_by(_jobs.c.state)
+        with self._database.read() as connection:
+            return dict(connection.execute(query).tuples())
 
     def leases(self) -> list[Lease]:
         """The running jobs."""

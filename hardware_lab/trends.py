@@ -58,7 +58,8 @@ _FACTS = ("cpu", "governor", "kernel", "versions", "device_digest", "threads_per
 Verdict = Literal[
     "first", "level", "faster", "slower", "crept", "accepted", "disturbed", "stale", "missing"
 ]
-RED: tuple[Verdict, ...] = ("slower", "crept", "stale", "missing")
+SLOWER: tuple[Verdict, ...] = ("slower", "crept")
+RED: tuple[Verdict, ...] = (*SLOWER, "stale", "missing")
 """Verdicts that somebody must look at, the worst first."""
 
 
@@ -150,11 +151,13 @@ class Night:
     def of_measurement(measurement: Measurement, **facts: Any) -> Night:
         """A night that measured; `facts` are the other fields."""
         found = levels(measurement)
+        # A meter's faults are the same every night, and say nothing against the times.
+        of_energy = () if measurement.energy is None else measurement.energy.marks
         return Night(
             levels=found,
             fault=None if found else "the board reports nothing that nights are compared by",
             simulated=measurement.simulated,
-            marks=measurement.marks,
+            marks=tuple(mark for mark in measurement.marks if mark not in of_energy),
             facts=_facts(measurement),
             **facts,
         )
@@ -183,6 +186,11 @@ class Judged:
     def red(self) -> bool:
         """Whether somebody must look at it."""
         return self.verdict in RED
+
+    @property
+    def counts(self) -> bool:
+        """Whether it measured, and nothing speaks against that."""
+        return self.verdict not in ("disturbed", "stale", "missing")
 
     @property
     def worst(self) -> tuple[str, Estimate] | None:
@@ -233,13 +241,13 @@ class Trend:
 
         None when tonight is not slower. A night that was missing or disturbed ends nothing.
         """
-        if self.latest.verdict not in ("slower", "crept"):
+        if self.latest.verdict not in SLOWER:
             return None
         first = self.latest
         for judged in reversed(self.nights):
-            if judged.verdict in ("slower", "crept"):
+            if judged.verdict in SLOWER:
                 first = judged
-            elif judged.verdict in ("first", "level", "faster", "accepted"):
+            elif judged.counts:
                 return judged, first
         return None, first
 
@@ -271,7 +279,7 @@ def levels(measurement: Measurement) -> dict[str, Level]:
     if measurement.full_latency_ms and measurement.wall_s > 0:
         found["full_ms"] = Level.exact(1e3 / measurement.throughput_fps)
     energy = measurement.energy_mj_per_inference
-    if energy is not None and energy > 0 and (measurement.meter or measurement.simulated):
+    if energy is not None and energy > 0:
         found["energy_mj"] = Level.exact(energy)
     return found
 
@@ -358,7 +366,7 @@ def judge(series: Series, nights: Iterable[Night], baseline_nights: int = BASELI
             verdict = "faster" if any(map(shrank, changes.values())) else "level"
         differs = _differs(base[-1], night) if base else {}
         found.append(Judged(night, verdict, changes, _jobs(base), creep, differs))
-        slow = [*slow, night] if verdict in ("slower", "crept") else []
+        slow = [*slow, night] if verdict in SLOWER else []
         fast = [*fast, night] if verdict == "faster" else []
         if len(fast) == FASTER_NIGHTS:
             good, fast, anchor = fast, [], []

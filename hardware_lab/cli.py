@@ -106,6 +106,18 @@ def _samples(
     return {"repetitions": repetitions, "seconds": seconds}
 
 
+def _labels(given: list[str]) -> dict[str, str]:
+    from coralline.errors import UserError
+
+    labels = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise UserError(f"label {text!r} must be of the form NAME=VALUE")
+        labels[name] = value
+    return labels
+
+
 def _warmup() -> Any:
     return typer.Option(WARMUP, "--warmup", help="Inferences before the first sample.")
 
@@ -159,7 +171,7 @@ def health(
     A board that is bad, in maintenance or retired gets no jobs until it is set to unknown.
     """
     from coralline.errors import UserError
-    from hardware_lab.health import set_health, survey
+    from hardware_lab.checks import survey
     from hardware_lab.inventory import load_inventory
     from hardware_lab.store import Store, default_lab
 
@@ -169,20 +181,20 @@ def health(
     if state is not None:
         if board is None or not why:
             raise UserError("--set needs the name of a board, and --why")
-        set_health(store, board, state, why)
+        store.health.set(board, state, why)
     else:
         survey(store, chosen)
-    known = store.health()
+    known = store.health.known()
     rows = [known[one.name].to_json() for one in chosen if one.name in known]
     if json:
-        history = {} if board is None else {"log": store.health_log(board)}
+        history = {} if board is None else {"log": store.health.log(board)}
         output.print_json({"boards": rows, **history})
     else:
         print_table(
             ["board", "health", "says"],
             [[row["board"], row["state"], row["cause"]] for row in rows],
         )
-        for line in store.health_log(board) if board is not None else ():
+        for line in store.health.log(board) if board is not None else ():
             print(f"{line['at']}  {line['state']}: {line['cause']}")
     if state is None and any(row["state"] in ("looping", "bad") for row in rows):
         raise typer.Exit(1)
@@ -200,6 +212,9 @@ def submit(
         None, "--deadline", help="Give the job up unless it begins within 90s, 30m, 8h or 2d."
     ),
     group: str | None = typer.Option(None, "--group", help="Name to run or cancel jobs by."),
+    label: list[str] = typer.Option(
+        [], "--label", help="NAME=VALUE, to find the job by; may be repeated."
+    ),
     repetitions: int | None = _repetitions(),
     seconds: float | None = _at_most(),
     percentile: float | None = _percentile(),
@@ -229,6 +244,7 @@ def submit(
         priority=priority,
         deadline_s=_seconds(deadline),
         group=group,
+        labels=_labels(label),
     )
     if json:
         output.print_json(job.to_json())
@@ -318,16 +334,18 @@ def jobs(
         None, "--state", help="queued, running, done, invalid, failed or cancelled."
     ),
     group: str | None = _group(),
+    label: list[str] = typer.Option([], "--label", help="Only those with NAME=VALUE."),
     where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """List the jobs."""
     from coralline.errors import UserError
-    from hardware_lab.store import STATES, Store, default_lab
+    from hardware_lab.database import STATES
+    from hardware_lab.store import Store, default_lab
 
     if state is not None and state not in STATES:
         raise UserError(f"state {state!r} is not known; choose {', '.join(STATES)}")
-    found = Store(where or default_lab()).jobs(state=state, group=group)
+    found = Store(where or default_lab()).jobs(state=state, group=group, labels=_labels(label))
     if json:
         output.print_json({"jobs": [job.to_json() for job in found]})
     else:
@@ -397,7 +415,7 @@ def bench(
         _run(store, boards, group, quiet=json)
     finally:
         # When it was not interrupted, what keeps it in the queue is its board.
-        health = store.health().get(board)
+        health = store.health.known().get(board)
         unfit = health is not None and health.state not in ("good", "unknown")
         why = f"board {board!r} is {health.state}: {health.cause}" if health and unfit else None
         store.cancel([job.id], reason=why or "interrupted")

@@ -1,4 +1,4 @@
-"""Whether boards may be used: checked before use, repeated, quarantined, and by whom freed.
+"""What the lab thinks of its boards: how long they are used, and who frees them.
 
 - A board is checked by the runner that has just leased it, when it has never been, when the last
   check is older than CHECK_S, and when it has failed a job since.
@@ -10,13 +10,17 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from coralline.errors import CorallineError, DeviceError, UserError
-from hardware_lab.boards import Board
-from hardware_lab.store import Health, HealthState, Store
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.engine import Connection
+
+from coralline.errors import UserError
+from hardware_lab.database import Database, HealthState, iso
+from hardware_lab.database import health as _health
+from hardware_lab.database import health_log as _health_log
 
 CHECK_S = 24 * 3600.0
 STRIKES = 3
@@ -30,11 +34,134 @@ FEW = 3
 log = logging.getLogger(__name__)
 
 
-class UnfitError(DeviceError):
-    """A board cannot work; what it was asked to do is not to blame."""
+@dataclass(frozen=True)
+class Health:
+    """What the lab thinks of a board.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, retryable=True)
+    Attributes:
+        board: Name.
+        state: `good`; `unknown`, to be checked before the next job; `looping`, its check fails
+            and is repeated; `bad`, it failed too often; `maintenance` or `retired` by a person.
+        cause: What the last check, job or person said.
+        since: When the state began; this and the other times in seconds since 1970.
+        strikes: Checks failed in a row.
+        checked: When it was last checked; 0 for never.
+        again: When a looping board is checked again.
+    """
+
+    board: str
+    state: HealthState
+    cause: str
+    since: float
+    strikes: int
+    checked: float
+    again: float
+
+    def to_json(self) -> dict[str, Any]:
+        """With times as ISO 8601, UTC."""
+        return {
+            "board": self.board,
+            "state": self.state,
+            "cause": self.cause,
+            "since": iso(self.since),
+            "strikes": self.strikes,
+            "checked_at": iso(self.checked or None),
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the lab is to think of a board from now on.
+
+    Attributes:
+        state, cause, strikes: As `Health`.
+        pause_s: Until the board is checked again.
+        was_checked: Whether it has just been.
+    """
+
+    state: HealthState
+    cause: str
+    strikes: int = 0
+    pause_s: float = 0.0
+    was_checked: bool = False
+
+
+class HealthRecords:
+    """The health of the boards of one lab, and how it came about."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def known(self) -> dict[str, Health]:
+        """What the lab thinks of the boards that it has used, by name."""
+        with self._database.read() as connection:
+            return _known(connection)
+
+    def log(self, board: str) -> list[dict[str, Any]]:
+        """The states that a board has been in, the first first, with their causes."""
+        query = select(_health_log).where(_health_log.c.board == board)
+        with self._database.read() as connection:
+            return [
+                {"state": row.state, "cause": row.cause, "at": iso(row.at)}
+                for row in connection.execute(query.order_by(_health_log.c.number))
+            ]
+
+    def passed(self, board: str, says: str) -> None:
+        """A board has passed its check."""
+        self._judge(board, lambda known: Verdict("good", says, was_checked=True))
+
+    def failed(self, board: str, cause: str) -> None:
+        """A board has failed its check."""
+        self._judge(board, lambda known: _strike(known, board, cause))
+
+    def distrust(self, board: str, cause: str) -> None:
+        """Have a board that failed a job checked before the next."""
+
+        def judge(known: Mapping[str, Health]) -> Verdict | None:
+            trusted = board not in known or known[board].state == "good"
+            return Verdict("unknown", cause) if trusted else None
+
+        self._judge(board, judge)
+
+    def set(self, board: str, state: str, why: str) -> None:
+        """What a person says of a board.
+
+        Raises:
+            UserError: A person cannot say that.
+        """
+        if state not in BY_PEOPLE:
+            raise UserError(f"state {state!r} cannot be set; choose {', '.join(BY_PEOPLE)}")
+        verdict = Verdict(state, why)
+        self._judge(board, lambda _: verdict)
+
+    def _judge(self, board: str, judge: Callable[[Mapping[str, Health]], Verdict | None]) -> None:
+        with self._database.write() as connection:
+            if not self._database.is_sqlite:
+                connection.execute(text("LOCK TABLE health IN EXCLUSIVE MODE"))
+            known = _known(connection)
+            verdict = judge(known)
+            if verdict is None:
+                return
+            now = self._database.now()
+            values: dict[str, Any] = {
+                "state": verdict.state,
+                "cause": verdict.cause,
+                "strikes": verdict.strikes,
+                "again": now + verdict.pause_s,
+            }
+            if verdict.was_checked:
+                values["checked"] = now
+            before = known.get(board)
+            if before is None or before.state != verdict.state:
+                values["since"] = now
+                line = {"board": board, "state": verdict.state, "cause": verdict.cause, "at": now}
+                connection.execute(insert(_health_log).values(line))
+            if before is None:
+                connection.execute(
+                    insert(_health).values({"checked": 0.0, **values, "board": board})
+                )
+            else:
+                connection.execute(update(_health).where(_health.c.board == board).values(values))
 
 
 def is_usable(health: Health | None, now: float) -> bool:
@@ -54,66 +181,21 @@ def is_due(health: Health | None, now: float) -> bool:
     return health is None or health.state != "good" or now - health.checked > CHECK_S
 
 
-def check(store: Store, board: Board) -> str:
-    """Ask a board whether it can work, and note what it says; its lease or lock must be held.
-
-    Raises:
-        UnfitError: It cannot work.
-    """
-    try:
-        says = board.check()
-    except CorallineError as error:
-        _strike(store, board.name, " ".join(str(error).split()))
-        raise UnfitError(f"{board.name}: its check failed: {error}") from None
-    with store.judging() as (_, note):
-        note(board.name, "good", says, was_checked=True)
-    return says
-
-
-def distrust(store: Store, board: str, error: Exception) -> None:
-    """Have a board that failed a job checked before the next."""
-    with store.judging() as (known, note):
-        if board not in known or known[board].state == "good":
-            note(board, "unknown", " ".join(str(error).split()))
+def _strike(known: Mapping[str, Health], board: str, cause: str) -> Verdict:
+    strikes = 1 + (known[board].strikes if board in known else 0)
+    pause = min(PAUSE_S * 2 ** min(strikes - 1, 20), MOST_PAUSE_S)
+    state: HealthState = "looping"
+    if strikes >= STRIKES:
+        in_use = [h for h in known.values() if h.state not in ("maintenance", "retired")]
+        bad = 1 + sum(h.state == "bad" for h in in_use)
+        if len(in_use) > FEW and 2 * bad > len(in_use):
+            cause = f"{cause} (not condemned: most of the lab would be, by one check)"
+            log.error("board %s: %s", board, cause)
+        else:
+            state = "bad"
+    return Verdict(state, cause, strikes=strikes, pause_s=pause, was_checked=True)
 
 
-def survey(store: Store, boards: Iterable[Board]) -> None:
-    """Check the boards that may be used, but for those that are measuring."""
-    leased = {lease.resource for lease in store.leases()}
-    for board in boards:
-        known = store.health().get(board.name)
-        if board.resource in leased or not is_usable(known, math.inf):
-            continue
-        with store.lock(board.resource) as lock, suppress(UnfitError):
-            if lock is not None:
-                check(store, board)
-
-
-def set_health(store: Store, board: str, state: str, why: str) -> None:
-    """What a person says of a board.
-
-    Raises:
-        UserError: A person cannot say that.
-    """
-    for known in BY_PEOPLE:
-        if known == state:
-            with store.judging() as (_, note):
-                note(board, known, why)
-            return
-    raise UserError(f"state {state!r} cannot be set; choose {', '.join(BY_PEOPLE)}")
-
-
-def _strike(store: Store, board: str, cause: str) -> None:
-    with store.judging() as (known, note):
-        strikes = 1 + (known[board].strikes if board in known else 0)
-        pause = min(PAUSE_S * 2 ** min(strikes - 1, 20), MOST_PAUSE_S)
-        state: HealthState = "looping"
-        if strikes >= STRIKES:
-            in_use = [h for h in known.values() if h.state not in ("maintenance", "retired")]
-            bad = 1 + sum(h.state == "bad" for h in in_use)
-            if len(in_use) > FEW and 2 * bad > len(in_use):
-                cause = f"{cause} (not condemned: most of the lab would be, by one check)"
-                log.error("board %s: %s", board, cause)
-            else:
-                state = "bad"
-        note(board, state, cause, strikes=strikes, pause_s=pause, was_checked=True)
+def _known(connection: Connection) -> dict[str, Health]:
+    rows = connection.execute(select(_health).order_by(_health.c.board))
+    return {row.board: Health(**row._mapping) for row in rows}

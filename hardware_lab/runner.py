@@ -23,18 +23,18 @@ from uuid import uuid4
 
 from coralline.errors import CorallineError, DeviceError, UserError
 from coralline.runtime.measurement import Measurement
-from hardware_lab import health
 from hardware_lab.boards import Board, Task, here
+from hardware_lab.checks import UnfitError, check
 from hardware_lab.compare import Comparison, compare
+from hardware_lab.health import Health, is_due, is_usable
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.locks import Lock
 from hardware_lab.store import (
     BEAT_S,
     HOLD_S,
     LEASE_S,
-    Health,
     Job,
     Lease,
-    Lock,
     Store,
     content_digest,
 )
@@ -124,7 +124,7 @@ class Runner:
         self._on_end = on_end
         self._alone = here("cpu")
         self._held: dict[str, _Held] = {}  # by resource
-        self._work: set[Future[None]] = set()
+        self._work: dict[Future[None], str] = {}  # the resources
         self._seen: dict[tuple[str, int], tuple[int, float]] = {}
         self._health: dict[str, Health] = {}
         self._now = 0.0  # of the store's clock, when it was last looked at
@@ -161,7 +161,7 @@ class Runner:
         answered = _now_s()
         while True:
             for future in [future for future in self._work if future.done()]:
-                self._work.remove(future)
+                del self._held[self._work.pop(future)]
                 future.result()
             told = until is not None and until.is_set()
             begun, left = False, True
@@ -183,9 +183,9 @@ class Runner:
     def _look(self, pool: ThreadPoolExecutor, *, draining: bool) -> tuple[bool, bool]:
         """Begin what can begin. Returns whether anything did, and whether more is left."""
         self._store.sweep()
-        self._health, self._now = self._store.health(), self._store.now()
+        self._health, self._now = self._store.health.known(), self._store.now()
         leases = self._end_abandoned(self._store.leases())
-        taken = {lease.resource for lease in leases}
+        taken = {lease.resource for lease in leases} | self._held.keys()
         begun = False
         while True:
             queue = [demand for demand, _ in self._store.queue(self._group)]
@@ -205,7 +205,7 @@ class Runner:
 
     def _may_become_usable(self, board: str) -> bool:
         """Without a person."""
-        return health.is_usable(self._health.get(board), math.inf)
+        return is_usable(self._health.get(board), math.inf)
 
     def _choose(self, queue: list[Demand], taken: set[str]) -> tuple[Demand, Board] | None:
         """The first demand that a free board meets."""
@@ -215,7 +215,7 @@ class Runner:
             for name in self._inventory.meeting(demand):
                 board = self._inventory.board(name)
                 state = self._health.get(name)
-                if board.resource in taken or not health.is_usable(state, self._now):
+                if board.resource in taken or not is_usable(state, self._now):
                     continue
                 if board.resource == self._alone and self._held:
                     return None  # its turn comes when the others have ended
@@ -235,17 +235,15 @@ class Runner:
                 return False
             held = _Held(job, lock, since=_now_s(), renewed=asked)
             self._held[board.resource] = held
-            self._work.add(pool.submit(self._execute, board, held, stack.pop_all()))
+            future = pool.submit(self._execute, board, held, stack.pop_all())
+            self._work[future] = board.resource
+            future.add_done_callback(lambda _: self._happened.set())
         log.info("job %s: attempt %d begins on %s", job.id, job.attempt, board.name)
         return True
 
     def _execute(self, board: Board, held: _Held, lock: ExitStack) -> None:
         with lock:
-            try:
-                self._record(board, held.job, self._measure(board, held))
-            finally:
-                del self._held[board.resource]
-                self._happened.set()
+            self._record(board, held.job, self._measure(board, held))
         self._on_end(held.job)
 
     def _measure(self, board: Board, held: _Held) -> Outcome:
@@ -255,8 +253,8 @@ class Runner:
         progress = None if told is None else partial(told, job)
         outcome: Outcome
         try:
-            if health.is_due(self._health.get(board.name), self._now):
-                health.check(self._store, board)
+            if is_due(self._health.get(board.name), self._now):
+                check(self._store, board)
             _unchanged(path, job.digest)
             if against is not None:
                 _unchanged(against, job.against_digest)
@@ -288,12 +286,12 @@ class Runner:
             try:
                 if not isinstance(outcome, CorallineError):
                     self._store.finish(job, outcome)
-                elif isinstance(outcome, health.UnfitError):
+                elif isinstance(outcome, UnfitError):
                     self._store.give_back(job, outcome)
                 else:
                     self._store.fail(job, outcome)
                     if isinstance(outcome, DeviceError):
-                        health.distrust(self._store, board.name, outcome)
+                        self._store.health.distrust(board.name, " ".join(str(outcome).split()))
             except DeviceError as error:
                 if error.retryable and _now_s() - asked < self._patience_s:
                     log.warning("%s", error)

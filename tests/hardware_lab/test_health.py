@@ -9,10 +9,10 @@ import pytest
 from scripted_board import ScriptedBoard, notes, scripted_lab
 
 from coralline.errors import DeviceError, UserError
-from hardware_lab import health
+from hardware_lab import database, health
 from hardware_lab import runner as runner_module
-from hardware_lab import store as store_module
 from hardware_lab.boards import Task
+from hardware_lab.checks import survey
 from hardware_lab.inventory import Demand
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Job, Store
@@ -51,7 +51,7 @@ def submit(store: Store, demand: Demand) -> Job:
 
 
 def states(store: Store, board: str) -> list[str]:
-    return [line["state"] for line in store.health_log(board)]
+    return [line["state"] for line in store.health.log(board)]
 
 
 def test_a_board_is_checked_before_its_first_job(
@@ -77,25 +77,25 @@ def test_quarantine(store: Store, sick: dict[str, int], tmp_path: Path) -> None:
     assert states(store, "b0") == ["looping", "bad"]
     assert sick["b0"] == 10 - health.STRIKES
     assert store.job(stuck.id).error == "b0: its check failed: no answer"
-    health.survey(store, lab.boards.values())
+    survey(store, lab.boards.values())
     assert sick["b0"] == 10 - health.STRIKES
 
     sick["b0"] = 0
-    health.set_health(store, "b0", "unknown", "a new cable")
+    store.health.set("b0", "unknown", "a new cable")
     run_jobs(store, lab)
     assert store.job(stuck.id).state == "done"
-    assert store.health_log("b0")[-2]["cause"] == "a new cable"
+    assert store.health.log("b0")[-2]["cause"] == "a new cable"
     assert states(store, "b0") == ["looping", "bad", "unknown", "good"]
 
 
 @pytest.mark.parametrize("state", ["maintenance", "retired"])
 def test_a_board_that_a_person_has_taken_away(store: Store, tmp_path: Path, state: str) -> None:
-    health.set_health(store, "b0", state, "moved")
+    store.health.set("b0", state, "moved")
     job = submit(store, Demand("b0"))
     run_jobs(store, scripted_lab(tmp_path, 1))
     assert store.job(job.id).state == "queued" and not notes(tmp_path)
     with pytest.raises(UserError, match="choose unknown, bad, maintenance, retired"):
-        health.set_health(store, "b0", "good", "I hope so")
+        store.health.set("b0", "good", "I hope so")
 
 
 def test_a_failed_job_has_the_board_checked(
@@ -115,8 +115,8 @@ def test_a_failed_job_has_the_board_checked(
     failed = submit(store, Demand("b0"))
     run_jobs(store, lab)
     assert store.job(failed.id).state == "failed"
-    assert store.health()["b0"].state == "unknown"
-    assert store.health()["b0"].cause == "it has vanished"
+    assert store.health.known()["b0"].state == "unknown"
+    assert store.health.known()["b0"].cause == "it has vanished"
     monkeypatch.setattr(ScriptedBoard, "measure", real)
     last = submit(store, Demand("b0"))
     run_jobs(store, lab)
@@ -128,14 +128,14 @@ def test_a_check_that_condemns_most_of_the_lab_is_suspect(
     store: Store, sick: dict[str, int], tmp_path: Path
 ) -> None:
     lab = scripted_lab(tmp_path, 6)
-    health.survey(store, lab.boards.values())
+    survey(store, lab.boards.values())
     sick.update(dict.fromkeys(lab.boards, 4))
     for name in lab.boards:
-        health.set_health(store, name, "unknown", "a new version of the check")
+        store.health.set(name, "unknown", "a new version of the check")
     jobs = [submit(store, Demand(name)) for name in lab.boards]
     run_jobs(store, lab)
     # Three of six are condemned; the others are asked again until the check is mended.
-    found = [store.health()[name].state for name in lab.boards]
+    found = [store.health.known()[name].state for name in lab.boards]
     assert sorted(found) == ["bad"] * 3 + ["good"] * 3
     assert sorted(store.job(job.id).state for job in jobs) == ["done"] * 3 + ["queued"] * 3
 
@@ -144,12 +144,12 @@ def test_an_old_check_is_repeated(
     tmp_path: Path, sick: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=1e9)
-    monkeypatch.setattr(store_module, "time", SimpleNamespace(time=lambda: clock.now))
+    monkeypatch.setattr(database, "time", SimpleNamespace(time=lambda: clock.now))
     store, lab = Store(tmp_path / "lab"), scripted_lab(tmp_path, 1)
     checked = []
     for hours in (0, 23, 2, 1):
         clock.now += 3600 * hours
         submit(store, Demand("b0"))
         run_jobs(store, lab)
-        checked.append(store.health()["b0"].checked - 1e9)
+        checked.append(store.health.known()["b0"].checked - 1e9)
     assert checked == [0, 0, 25 * 3600, 25 * 3600]

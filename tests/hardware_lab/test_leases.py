@@ -22,11 +22,12 @@ import pytest
 from scripted_board import ScriptedBoard, notes, scripted_lab
 
 from benchmarks.postgresql_server import PostgresqlServer
+from hardware_lab import database
 from hardware_lab import runner as runner_module
-from hardware_lab import store as store_module
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.locks import Lock
 from hardware_lab.runner import Runner, run_jobs
-from hardware_lab.store import Job, Store
+from hardware_lab.store import HOLD_S, Job, Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 TESTS = Path(__file__).parents[1]
@@ -145,7 +146,7 @@ def test_a_runner_killed_at_every_step(
     # On its machine nobody waits for the lease to run out.
     begun = time.monotonic()
     run_jobs(store, scripted_lab(tmp_path, 2))
-    assert time.monotonic() - begun < store_module.HOLD_S
+    assert time.monotonic() - begun < HOLD_S
     all_is_well(store, tmp_path, [job])
     assert store.job(job.id).attempt == attempts
 
@@ -203,7 +204,7 @@ def test_a_host_that_is_gone_for_good(
     monkeypatch.setattr(runner_module, "LEASE_S", 1.0)
     store = Store(postgresql.new_database())
     job = submit(store, Demand("b0"))
-    lost = store.claim(job.demand, "b0", "scripted-b0", store_module.Lock(-1, "there"), "lost")
+    lost = store.claim(job.demand, "b0", "scripted-b0", Lock(-1, "there"), "lost")
     assert lost is not None
     begun = time.monotonic()
     run_jobs(store, scripted_lab(tmp_path, 1))
@@ -239,7 +240,7 @@ def test_the_database_is_gone_and_comes_back(
 def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(3)
     jumping = SimpleNamespace(time=lambda: 1e9 + rng.uniform(-1e6, 1e6))
-    monkeypatch.setattr(store_module, "time", jumping)
+    monkeypatch.setattr(database, "time", jumping)
     stores = [Store(tmp_path / "lab") for _ in range(3)]
     jobs = [submit(stores[0], Demand(None, {"edgetpu": 1})) for _ in range(12)]
     lab = scripted_lab(tmp_path, 3, seconds=0.05)

@@ -13,9 +13,10 @@ from scripted_board import measurement
 from sqlalchemy import text
 
 from coralline.errors import DeviceError, UserError
-from hardware_lab import store as store_module
+from hardware_lab import database
 from hardware_lab.inventory import Demand
-from hardware_lab.store import AGEING_S, MOST_PRIORITY, Job, Lock, Store
+from hardware_lab.locks import Lock
+from hardware_lab.store import AGEING_S, MOST_PRIORITY, Job, Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 LOCK = Lock(-1, "here:1:1")
@@ -31,7 +32,7 @@ def store(where: str) -> Store:
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     """The clock of SQLite labs, to be set by the test."""
     clock = SimpleNamespace(now=1e9)
-    monkeypatch.setattr(store_module, "time", SimpleNamespace(time=lambda: clock.now))
+    monkeypatch.setattr(database, "time", SimpleNamespace(time=lambda: clock.now))
     return clock
 
 
@@ -220,7 +221,7 @@ def test_many_open_a_new_lab_at_once(where: str) -> None:
 def test_a_lab_of_another_version(where: str, change: str, said: str) -> None:
     store = Store(where)
     submit(store)
-    with store._engine.begin() as connection:
+    with store._database._engine.begin() as connection:
         connection.execute(text(change))
     with pytest.raises(UserError, match=said):
         Store(where)
@@ -233,3 +234,14 @@ def test_where_a_lab_can_be() -> None:
     ]:
         with pytest.raises(UserError, match=said):
             Store(url)
+
+
+def test_labels(store: Store) -> None:
+    night = {"nightly": "2026-11-21", "commit": "e3edc4a"}
+    found = submit(store, labels=night)
+    submit(store, labels={"nightly": "2026-11-20"})
+    submit(store)
+    assert found.labels == night
+    assert store.jobs(labels={"nightly": "2026-11-21"}) == [found]
+    assert len(store.jobs(labels={})) == 3
+    assert store.jobs(labels={"it's": "\"odd'"}) == []

@@ -208,13 +208,13 @@ def test_full_disk(store: Store, segments: Path) -> None:
     kept = store.measurement(first.id)
 
     def no_room(connection: object, *_: object) -> None:
-        # SQLite itself then reports SQLITE_FULL when the file would grow.
+        # SQLite itself then reports SQLITE_FULL when the file outgrows what a claim needs.
         pages = connection.execute("PRAGMA page_count").fetchone()[0]  # type: ignore[attr-defined]
-        connection.execute(f"PRAGMA max_page_count = {pages}")  # type: ignore[attr-defined]
+        connection.execute(f"PRAGMA max_page_count = {pages + 8}")  # type: ignore[attr-defined]
 
     full = Store(Path(store.where).parent)
-    event.listen(full._engine, "connect", no_room)
-    full._engine.dispose()
+    event.listen(full._database._engine, "connect", no_room)
+    full._database._engine.dispose()
     with pytest.raises(UserError, match=r"lab\.sqlite: .*full.* untouched: make room"):
         run_jobs(full, INVENTORY)
     assert store.measurement(first.id) == kept

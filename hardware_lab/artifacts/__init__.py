@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from coralline.errors import UserError
 
@@ -35,6 +35,54 @@ class Model:
 
 
 @dataclass(frozen=True)
+class File:
+    """A file that a result comes with.
+
+    Attributes:
+        ref: The artifact.
+        size_bytes: Its size.
+    """
+
+    ref: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that a result comes with: raw samples, power traces.
+
+    Attributes:
+        kept: Those in the artifact store, by name: `samples.parquet`, say; one in a folder has
+            the folder's name and `/` before its own.
+        not_stored: Why the store lacks some; None when it has all.
+    """
+
+    kept: Mapping[str, File] = field(default_factory=dict)
+    not_stored: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """`kept` and `not_stored`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Any) -> Files:
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserError: It is something else, or names files outside of the result's folder.
+        """
+        try:
+            kept = {name: File(f["ref"], f["size_bytes"]) for name, f in data["kept"].items()}
+            for name, file in kept.items():
+                hex_of(file.ref)
+                if not name or any(part in ("", ".", "..") for part in name.split("/")):
+                    raise UserError(f"{name!r} is not the name of a result's file")
+            return Files(kept, data["not_stored"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"these are not the files of a result ({error!r})") from None
+
+
+@dataclass(frozen=True)
 class Stored:
     """An artifact as a store lists it.
 
@@ -53,11 +101,15 @@ class MissingError(UserError):
     """An artifact is not in the store."""
 
 
+class RefusedError(UserError):
+    """The store wants nothing to do with who asks: wrong credentials, say, or no such bucket."""
+
+
 class Artifacts(Protocol):
     """Where artifacts are kept.
 
     Every method raises DeviceError, retryable, when the store does not answer or has no room,
-    and UserError when it refuses: wrong credentials, say.
+    and RefusedError when it is set up wrongly.
     """
 
     @property

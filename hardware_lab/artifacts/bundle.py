@@ -79,7 +79,8 @@ def unpack(archive: Path, folder: Path) -> None:
             entries that are links, devices or outside of the folder.
         OSError: The folder cannot be written.
     """
-    left, names = MOST_BYTES, set()
+    left = MOST_BYTES
+    names: set[str] = set()
     try:
         with tarfile.open(archive, mode="r:") as tar:
             for entry in tar:

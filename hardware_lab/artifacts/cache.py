@@ -63,7 +63,9 @@ class Cache:
                 self._fetch(model, entry, patience)
                 _link(entry / "model", path)
                 if not _is(path, model.ref):
-                    raise UserError(f"{model.name}: {model.ref} is not packed as Coralline does")
+                    raise UserError(
+                        f"{model.name}: {model.ref} is not packed as it should be; submit it again"
+                    )
             os.utime(entry)
         return path
 

@@ -32,6 +32,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -60,6 +61,9 @@ STATES: tuple[State, ...] = get_args(State)
 
 HealthState = Literal["good", "unknown", "looping", "bad", "maintenance", "retired"]
 HEALTHS: tuple[HealthState, ...] = get_args(HealthState)
+
+Role = Literal["submit", "run", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 _metadata = MetaData()
 _schema = Table("lab", _metadata, Column("version", Integer, primary_key=True))
@@ -148,6 +152,28 @@ health_log = Table(
     Column("cause", Text, nullable=False),
     Column("at", Double, nullable=False),
 )
+boards = Table(
+    "boards",
+    _metadata,
+    Column("name", Text, primary_key=True),
+    Column("host", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("options", JSON, nullable=False),
+    Column("runner", Text, nullable=False),
+    Column("seen", Double, nullable=False),
+)
+tokens = Table(
+    "tokens",
+    _metadata,
+    Column("name", Text, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("role", Text, CheckConstraint(f"role IN {ROLES}"), nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("made", Double, nullable=False),
+    Column("expires", Double),
+)
 
 
 class Database:
@@ -185,6 +211,10 @@ class Database:
         if self.is_sqlite:
             return literal(time.time(), Double)
         return cast(func.extract("epoch", func.statement_timestamp()), Double)
+
+    def insert(self, table: Table) -> Any:
+        """An INSERT that may say what to do about a row that is there."""
+        return (sqlite if self.is_sqlite else postgresql).insert(table)
 
     def _make_tables(self) -> None:
         # Two that open a new lab at once must not both make its tables.

@@ -37,6 +37,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from coralline.errors import DeviceError, UserError
 from coralline.home import home_folder
 from coralline.runtime.measurement import Measurement
+from hardware_lab.announcements import BoardRecords
 from hardware_lab.artifacts import File, Files, Model, PrunableArtifacts, open_artifacts
 from hardware_lab.artifacts.bundle import packed
 from hardware_lab.compare import SCHEMA as COMPARISON
@@ -49,6 +50,7 @@ from hardware_lab.database import measurements as _measurements
 from hardware_lab.health import HealthRecords
 from hardware_lab.inventory import Demand
 from hardware_lab.locks import Lock
+from hardware_lab.tokens import Tokens
 
 SCHEMA = "coralline.job/v3"
 MAX_ATTEMPTS = 3
@@ -183,6 +185,8 @@ class Store:
         self.folder = self._database.folder
         self._artifacts_place = artifacts or os.environ.get("CORALLINE_ARTIFACTS")
         self.health = HealthRecords(self._database)
+        self.boards = BoardRecords(self._database)
+        self.tokens = Tokens(self._database)
         self._known_demands: set[str] = set()
 
     def submit(
@@ -282,7 +286,7 @@ class Store:
             raise UserError(
                 f"{self.where}: others share this lab, and it does not say where its models and "
                 "raw files are; give --artifacts, or set CORALLINE_ARTIFACTS: a folder that all "
-                "have mounted, or s3://bucket/prefix"
+                "have mounted"
             )
         return open_artifacts(str(self.folder / "artifacts"))
 
@@ -292,14 +296,25 @@ class Store:
         state: State | None = None,
         group: str | None = None,
         labels: Mapping[str, str] | None = None,
+        *,
+        newest: bool = False,
+        limit: int | None = None,
+        after: str | None = None,
     ) -> list[Job]:
         """The jobs in the order of their submission.
 
         Args:
             labels: Only those that have all of these.
+            newest: The other way round.
+            limit: No more than these.
+            after: Only those that follow this one in the order.
         """
         self.sweep()
-        query = select(_jobs).order_by(_jobs.c.number)
+        number = _jobs.c.number
+        query = select(_jobs).order_by(number.desc() if newest else number).limit(limit)
+        if after is not None:
+            last = select(number).where(_jobs.c.id == after).scalar_subquery()
+            query = query.where(number < last if newest else number > last)
         if ids is not None:
             query = query.where(_jobs.c.id.in_(ids))
         if state is not None:
@@ -398,6 +413,23 @@ class Store:
         with self._database.read() as connection:
             found = [(due, demand) for demand, due in connection.execute(query) if due is not None]
         return [(Demand.of_text(demand), due) for due, demand in sorted(found)]
+
+    def depth(self) -> list[tuple[Demand, int, float]]:
+        """How many queued jobs ask for what, and when the oldest of them was submitted."""
+        query = (
+            select(_jobs.c.demand, func.count(), func.min(_jobs.c.submitted))
+            .where(_jobs.c.state == "queued")
+            .group_by(_jobs.c.demand)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return [(Demand.of_text(demand), count, oldest) for demand, count, oldest in rows]
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs are in which state; of none there is no word."""
+        query = select(_jobs.c.state, func.count()).group_by(_jobs.c.state)
+        with self._database.read() as connection:
+            return dict(connection.execute(query).tuples())
 
     def leases(self) -> list[Lease]:
         """The running jobs."""

@@ -40,7 +40,6 @@ def build_model(
 @component
 def plan_and_partition(
     model: dsl.Input[dsl.Model],
-    policy: dsl.Input[dsl.Model],
     stages: list[int],
     planners: list[str],
     device: str,
@@ -50,8 +49,13 @@ def plan_and_partition(
     plans: dsl.Output[dsl.Artifact],
     segments: dsl.Output[dsl.Artifact],
     cost: dsl.Output[dsl.Metrics],
+    policy: dsl.Input[dsl.Model] = None,
 ) -> None:
-    """Plan a model with every planner and split it by every distinct plan."""
+    """Plan a model with every planner and split it by every distinct plan.
+
+    Args:
+        policy: A trained one for the planner of that name; else the one in the package.
+    """
     from pathlib import Path
 
     from components.planning import plan_and_partition
@@ -60,7 +64,7 @@ def plan_and_partition(
     with step("plan-and-partition", cost):
         plan_and_partition(
             Path(model.path),
-            Path(policy.path) / "policy.npz",
+            Path(policy.path) / "policy.npz" if policy else None,
             [int(k) for k in stages],
             planners,
             device,

@@ -7,19 +7,20 @@ from components.face import component
 
 @component
 def sum_costs(
-    generate_graphs: dsl.Input[dsl.Metrics],
-    validate_graphs: dsl.Input[dsl.Metrics],
-    solve_labels: dsl.Input[list[dsl.Metrics]],
-    validate_labels: dsl.Input[dsl.Metrics],
-    train_policy: dsl.Input[dsl.Metrics],
-    evaluate_policy: dsl.Input[dsl.Metrics],
-    judge_policy: dsl.Input[dsl.Metrics],
     build_model: dsl.Input[list[dsl.Metrics]],
     plan_and_partition: dsl.Input[list[dsl.Metrics]],
     compile_segments: dsl.Input[list[dsl.Metrics]],
-    dispatch: dsl.Input[dsl.Metrics],
-    validate_measurements: dsl.Input[dsl.Metrics],
+    measure: dsl.Input[dsl.Metrics],
     costs: dsl.Output[dsl.Artifact],
+    generate_graphs: dsl.Input[dsl.Metrics] = None,
+    validate_graphs: dsl.Input[dsl.Metrics] = None,
+    solve_labels: dsl.Input[list[dsl.Metrics]] = None,
+    validate_labels: dsl.Input[dsl.Metrics] = None,
+    train_policy: dsl.Input[dsl.Metrics] = None,
+    evaluate_policy: dsl.Input[dsl.Metrics] = None,
+    judge_policy: dsl.Input[dsl.Metrics] = None,
+    validate_measurements: dsl.Input[dsl.Metrics] = None,
+    write_night: dsl.Input[dsl.Metrics] = None,
 ) -> None:
     """Put together what the steps used.
 
@@ -29,12 +30,13 @@ def sum_costs(
 
     from components.steps import write_costs
 
-    several = [*solve_labels, *build_model, *plan_and_partition, *compile_segments]
+    several = [*(solve_labels or ()), *build_model, *plan_and_partition, *compile_segments]
     single = [
         *(generate_graphs, validate_graphs, validate_labels, train_policy, evaluate_policy),
-        *(judge_policy, dispatch, validate_measurements),
+        *(judge_policy, measure, validate_measurements, write_night),
     ]
-    write_costs([Path(one.path) for one in (*single, *several)], Path(costs.path))
+    found = [*several, *(one for one in single if one)]
+    write_costs([Path(one.path) for one in found], Path(costs.path))
 
 
 @component
@@ -115,3 +117,63 @@ def record(
             execution,
             code_version,
         )
+
+
+@component
+def write_night(
+    trends: dsl.Input[dsl.Artifact],
+    parameters: dict[str, str],
+    code_version: str,
+    report: dsl.Output[dsl.HTML],
+    table: dsl.Output[dsl.Artifact],
+    cost: dsl.Output[dsl.Metrics],
+) -> None:
+    """Write one self-contained HTML page about a night, and the table of its series as JSON."""
+    from pathlib import Path
+
+    from components.nightly import write_night
+    from components.steps import step
+
+    with step("write-night", cost):
+        write_night(
+            Path(trends.path), dict(parameters), code_version, Path(report.path), Path(table.path)
+        )
+
+
+@component
+def record_night(
+    trends: dsl.Input[dsl.Artifact],
+    measurements: dsl.Input[dsl.Dataset],
+    report: dsl.Input[dsl.HTML],
+    costs: dsl.Input[dsl.Artifact],
+    parameters: dict[str, str],
+    code_version: str,
+    cost: dsl.Output[dsl.Metrics],
+) -> str:
+    """Record a night in MLflow; returns the id of its parent run."""
+    from pathlib import Path
+
+    from components.nightly import record_night
+    from components.steps import step
+
+    with step("record-night", cost):
+        return record_night(
+            Path(trends.path),
+            Path(measurements.path),
+            Path(report.path),
+            Path(costs.path),
+            dict(parameters),
+            code_version,
+        )
+
+
+@component
+def alarm(table: dsl.Input[dsl.Artifact], cost: dsl.Output[dsl.Metrics]) -> None:
+    """End the pipeline red when a series is slower or missing."""
+    from pathlib import Path
+
+    from components.nightly import alarm
+    from components.steps import step
+
+    with step("alarm", cost):
+        alarm(Path(table.path))

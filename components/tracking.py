@@ -72,6 +72,7 @@ class Execution:
         plans: Those that no measurement carries get a run too, without a board.
         graphs: By digest; a host's predicted time needs its plan's graph.
         costs: What its steps used.
+        metrics: Of the parent run.
         artifacts: Files and folders for the parent run, by the folder they go to.
     """
 
@@ -84,6 +85,7 @@ class Execution:
     graphs: Mapping[str, ComputeGraph] = field(default_factory=dict)
     policy: PolicyRecord | None = None
     costs: Sequence[StepCost] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
     artifacts: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -297,8 +299,9 @@ def _log_parent(client: MlflowClient, run: Run, execution: Execution) -> None:
         policy = execution.policy
         parameters |= {f"policy.{key}": value for key, value in policy.parameters.items()}
         curve = [{f"policy_{key}": v for key, v in epoch.items()} for epoch in policy.curve]
-    _log_batch(client, run, parameters=parameters, metrics=curve)
-    _log_batch(client, run, metrics=[cost_metrics(execution.costs)])
+    own = {**execution.metrics, **cost_metrics(execution.costs)}
+    _log_batch(client, run, parameters=parameters, metrics=[own])
+    _log_batch(client, run, metrics=curve)
     for folder, path in execution.artifacts.items():
         log = client.log_artifacts if path.is_dir() else client.log_artifact
         log(run.info.run_id, str(path), folder)

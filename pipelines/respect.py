@@ -169,7 +169,7 @@ def respect(
         build_model=dsl.Collected(model.outputs["cost"]),
         plan_and_partition=dsl.Collected(planned.outputs["cost"]),
         compile_segments=dsl.Collected(compiled.outputs["cost"]),
-        dispatch=measured.outputs["cost"],
+        measure=measured.outputs["cost"],
         validate_measurements=checked.outputs["cost"],
     )
     needs(costs, cpu="100m", memory="512Mi", minutes=30)

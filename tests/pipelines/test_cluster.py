@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.steps import EXECUTION
 from pipelines import cluster, local
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "respect.yaml"
@@ -44,13 +45,23 @@ def test_every_step_has_room_and_an_end() -> None:
         assert "nodeSelector" not in kubernetes[name]
 
 
-def test_only_the_record_sees_secrets_and_mlflow_is_required() -> None:
+def test_only_what_speaks_with_mlflow_sees_secrets_and_it_is_required() -> None:
     _, kubernetes = _documents(GOLDEN)
-    assert [name for name, step in kubernetes.items() if "secretAsEnv" in step] == ["exec-record"]
-    secrets = kubernetes["exec-record"]["secretAsEnv"]
-    required = [secret for secret in secrets if not secret["optional"]]
-    assert [secret["secretName"] for secret in required] == [cluster.MLFLOW_SECRET]
-    assert required[0]["keyToEnv"] == [{"envVar": "MLFLOW_TRACKING_URI", "secretKey": "uri"}]
+    seeing = [name for name, step in kubernetes.items() if "secretAsEnv" in step]
+    assert sorted(seeing) == ["exec-judge-policy", "exec-record"]
+    for name in seeing:
+        secrets = kubernetes[name]["secretAsEnv"]
+        required = [secret for secret in secrets if not secret["optional"]]
+        assert [secret["secretName"] for secret in required] == [cluster.MLFLOW_SECRET]
+        assert required[0]["keyToEnv"] == [{"envVar": "MLFLOW_TRACKING_URI", "secretKey": "uri"}]
+
+
+def test_every_step_is_told_the_id_of_its_run() -> None:
+    _, kubernetes = _documents(GOLDEN)
+    for name, step in kubernetes.items():
+        [field] = step["fieldPathAsEnv"]
+        assert field["name"] == EXECUTION, name
+        assert field["fieldPath"] == "metadata.labels['pipeline/runid']"
 
 
 def test_the_measuring_step_goes_where_the_environment_says(tmp_path: Path) -> None:

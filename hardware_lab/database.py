@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -60,6 +62,9 @@ STATES: tuple[State, ...] = get_args(State)
 HealthState = Literal["good", "unknown", "looping", "bad", "maintenance", "retired"]
 HEALTHS: tuple[HealthState, ...] = get_args(HealthState)
 
+Role = Literal["submit", "run", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
 _metadata = MetaData()
 _schema = Table("lab", _metadata, Column("version", Integer, primary_key=True))
 demands = Table("demands", _metadata, Column("demand", Text, primary_key=True))
@@ -77,12 +82,12 @@ jobs = Table(
     Column("batch", Text),
     Column("labels", JSON, nullable=False),
     Column("path", Text, nullable=False),
-    Column("digest", Text, nullable=False),
+    Column("artifact", Text, nullable=False),
     Column("repetitions", Integer, nullable=False),
     Column("warmup", Integer, nullable=False),
     Column("seconds", Double),
     Column("against", Text),
-    Column("against_digest", Text),
+    Column("against_artifact", Text),
     Column("allow_fallback", Boolean, nullable=False),
     Column("max_attempts", Integer, nullable=False),
     Column("state", Text, CheckConstraint(f"state IN {STATES}"), nullable=False),
@@ -117,6 +122,15 @@ measurements = Table(
     Column("job", ForeignKey("jobs.number"), primary_key=True),
     Column("attempt", Integer, nullable=False),
     Column("measurement", Text, nullable=False),
+    Column("not_stored", Text),
+)
+files = Table(
+    "files",
+    _metadata,
+    Column("job", ForeignKey("jobs.number"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("ref", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
 )
 health = Table(
     "health",
@@ -137,6 +151,28 @@ health_log = Table(
     Column("state", Text, nullable=False),
     Column("cause", Text, nullable=False),
     Column("at", Double, nullable=False),
+)
+boards = Table(
+    "boards",
+    _metadata,
+    Column("name", Text, primary_key=True),
+    Column("host", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("options", JSON, nullable=False),
+    Column("runner", Text, nullable=False),
+    Column("seen", Double, nullable=False),
+)
+tokens = Table(
+    "tokens",
+    _metadata,
+    Column("name", Text, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("role", Text, CheckConstraint(f"role IN {ROLES}"), nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("made", Double, nullable=False),
+    Column("expires", Double),
 )
 
 
@@ -175,6 +211,10 @@ class Database:
         if self.is_sqlite:
             return literal(time.time(), Double)
         return cast(func.extract("epoch", func.statement_timestamp()), Double)
+
+    def insert(self, table: Table) -> Any:
+        """An INSERT that may say what to do about a row that is there."""
+        return (sqlite if self.is_sqlite else postgresql).insert(table)
 
     def _make_tables(self) -> None:
         # Two that open a new lab at once must not both make its tables.

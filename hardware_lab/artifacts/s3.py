@@ -82,11 +82,12 @@ class S3:
             response_checksum_validation="when_required",
         )
         with self._speaking():
-            client = boto3.session.Session().client("s3", config=config)
+            session = boto3.session.Session()
+            client = session.client("s3", config=config)
             if ".amazonaws.com" not in client.meta.endpoint_url:
                 # Other servers seldom have a host name for each bucket.
                 config = config.merge(Config(s3={"addressing_style": "path"}))
-                client = boto3.session.Session().client("s3", config=config)
+                client = session.client("s3", config=config)
         self._client: Any = client
         self._bucket_is_there = False
 

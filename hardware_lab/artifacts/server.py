@@ -14,12 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Any
 
 from coralline.errors import DeviceError, UserError
 from coralline.files import make_folder, write_text
 
+REGION = "us-east-1"
 START_S = 120.0
 STOP_S = 20.0
 _BEHIND = {"account": "account", "container": "container", "object": "obj"}
@@ -31,7 +34,7 @@ _PIPELINE = (
 _FILTERS = {
     "catch_errors": "",
     "listing_formats": "",
-    "s3api": "location = us-east-1\nmax_upload_part_num = 10000\n",
+    "s3api": f"location = {REGION}\nmax_upload_part_num = 10000\n",
     "copy": "",
     "slo": "max_manifest_segments = 10000\n",
     "dlo": "",
@@ -87,7 +90,7 @@ class Server:
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": REGION,
         }
 
     def start(self) -> None:
@@ -129,6 +132,22 @@ class Server:
                 process.kill()
                 process.wait()
         self._processes.clear()
+
+    def make_bucket(self, name: str) -> None:
+        """Make a bucket, unless it is there."""
+        self._client.create_bucket(Bucket=name)
+
+    @cached_property
+    def _client(self) -> Any:
+        import boto3
+
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+        )
 
     def _configure(self, ports: Mapping[str, int]) -> None:
         from swift.common.ring import RingBuilder

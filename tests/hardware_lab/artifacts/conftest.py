@@ -21,10 +21,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """A new bucket, and the environment that boto3 needs to reach it."""
-    import boto3
-
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     name = f"lab-{uuid4().hex[:8]}"
-    boto3.client("s3").create_bucket(Bucket=name)
+    s3_server.make_bucket(name)
     return name

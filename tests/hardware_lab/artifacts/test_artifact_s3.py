@@ -191,7 +191,7 @@ def test_a_download_that_is_cut_goes_on(
         proxy.answers_left = 5_000_000
         os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
         store = S3(f"s3://{bucket}")
-        with pytest.raises(DeviceError, match="does not answer|not done"):
+        with pytest.raises(DeviceError, match=r"does not answer|not done"):
             download(store, ref, tmp_path / "out", Patience("it", 2.0, lambda: False))
         had = (tmp_path / ".out.part").stat().st_size
         assert 0 < had < 5_000_000

@@ -55,7 +55,6 @@ from coralline.staging.policy import (
 )
 from coralline.staging.problem import Plan, StagingProblem
 from coralline.staging.split import SplitArguments, split_arguments, split_value
-from training.distributed import Workers, workers
 from training.quiet import load_tensorflow
 
 if TYPE_CHECKING:
@@ -300,29 +299,12 @@ def train(
 ) -> PolicyMetrics:
     """Train a network and write it to `out_dir / "policy.npz"`.
 
-    Several processes may do it together (`training.distributed`): each must be called with the
-    same arguments, and the first alone calls `on_epoch` and writes.
-
     Args:
         labels: One a problem, or None: those serve REINFORCE alone.
 
     Raises:
         UserError: Too few graphs, labels that do not fit, or an unwritable folder.
-        DeviceError: Another of the processes has gone.
     """
-    group = workers()
-    with group.staying():
-        return _train(problems, labels, config, out_dir, on_epoch, group)
-
-
-def _train(
-    problems: Sequence[StagingProblem],
-    labels: Sequence[Plan | None],
-    config: PolicyConfig,
-    out_dir: Path,
-    on_epoch: Callable[[Epoch], None] | None,
-    workers: Workers,
-) -> PolicyMetrics:
     make_folder(out_dir)
     exercises = [exercise(p, label) for p, label in zip(problems, labels, strict=True)]
     rng = np.random.default_rng(config.seed)
@@ -336,32 +318,24 @@ def _train(
     validation = [labelled[i] for i in shuffled[:n_held]]
     training = [labelled[i] for i in shuffled[n_held:]]
     training += [e for e in exercises if e.stage is None]
-    trainer = _Trainer(training, config, rng, workers)
+    trainer = _Trainer(training, config, rng)
     begin = perf_counter()
-
-    def validated(weights: Arrays) -> list[float]:
-        mine = workers.share(validation)
-        sums = [len(mine) * mean for mean in validate(mine, weights, config.seed)]
-        *totals, n = workers.total([*sums, len(mine)])
-        return [total / n for total in totals]
-
-    untrained, _, _ = validated(trainer.network.weights())
+    untrained, _, _ = validate(validation, trainer.network.weights(), config.seed)
     curve: list[Epoch] = []
     best_gap, best = untrained, trainer.network.weights()
     for number in range(config.epochs):
-        # The first process's clock counts: all must take the same steps.
-        spent = workers.chiefs((perf_counter() - begin) / config.time_limit_s)
+        spent = (perf_counter() - begin) / config.time_limit_s
         progress = min(max(number / config.epochs, spent), 1.0)
         imitates = progress < config.imitation_share
         trainer.epoch(progress, imitates)
         weights = trainer.network.weights()
-        greedy, sampled, error = validated(weights)
+        greedy, sampled, error = validate(validation, weights, config.seed)
         if greedy < best_gap:
             best_gap, best = greedy, weights
-        seconds = workers.chiefs(perf_counter() - begin)
+        seconds = perf_counter() - begin
         point = Epoch(number + 1, int(imitates), sampled, greedy, error, seconds)
         curve.append(point)
-        if on_epoch is not None and workers.is_chief:
+        if on_epoch is not None:
             on_epoch(point)
         if seconds > config.time_limit_s:
             break
@@ -386,39 +360,26 @@ def _train(
         "devices_digest": hashlib.sha256("".join(sorted(devices)).encode()).hexdigest(),
         "metrics": metrics.to_json(),
     }
-    if workers.is_chief:
-        save_policy(out_dir / "policy.npz", Policy(best, metadata))
+    save_policy(out_dir / "policy.npz", Policy(best, metadata))
     return metrics
 
 
 class _Trainer:
-    """The state of a training run, in one of its processes.
-
-    Args:
-        rng: Orders the batches; gives the same in all processes.
-    """
+    """The state of a training run."""
 
     def __init__(
-        self,
-        training: list[Exercise],
-        config: PolicyConfig,
-        rng: np.random.Generator,
-        workers: Workers,
+        self, training: list[Exercise], config: PolicyConfig, rng: np.random.Generator
     ) -> None:
         tf = load_tensorflow()
         from training.network import Network
 
-        self.training, self.config, self.workers = training, config, workers
-        self.order = rng
-        self.rng = np.random.default_rng([config.seed, workers.index])
+        self.training, self.config, self.rng = training, config, rng
+        self.network = Network(config.hidden, config.layers, config.seed)
         self.steps = 0
-        with workers.strategy.scope():
-            self.network = Network(config.hidden, config.layers, config.seed)
-            # Each process clips its part of the gradient before the parts are summed.
-            self.optimizer = tf.keras.optimizers.Adam(
-                config.learning_rate, global_clipnorm=config.clip_norm / workers.count
-            )
-            self.step = _step(self.network, self.optimizer, workers)
+        self.optimizer = tf.keras.optimizers.Adam(
+            config.learning_rate, global_clipnorm=config.clip_norm
+        )
+        self.step = _step(self.network, self.optimizer)
         self.project = _project(self.network)
 
     def epoch(self, progress: float, imitates: bool) -> None:
@@ -429,7 +390,7 @@ class _Trainer:
         self.optimizer.learning_rate.assign(rate)
         sizes = np.array([0 if imitates and e.stage is None else e.n_nodes for e in self.training])
         for chosen in self._batches(sizes):
-            items = [self.training[i] for i in self.workers.share(list(chosen))]
+            items = [self.training[i] for i in chosen]
             batch = graph_batch(items)
             projections = self._project(items, batch)
             roll = self._imitate if imitates else self._sample
@@ -440,10 +401,10 @@ class _Trainer:
         """Shuffled batches of indices, each of graphs of one size; size 0 is left out."""
         batches = []
         for size in np.unique(sizes[sizes > 0]):
-            group = self.order.permutation(np.flatnonzero(sizes == size))
+            group = self.rng.permutation(np.flatnonzero(sizes == size))
             n = max(self.config.batch_nodes // int(size), 1)
             batches += np.split(group, range(n, len(group), n))
-        self.order.shuffle(batches)
+        self.rng.shuffle(batches)
         return batches
 
     def _project(self, items: list[Exercise], batch: dict[str, Any]) -> list[Projection]:
@@ -568,7 +529,7 @@ def rollout_batch(
     }
 
 
-def _step(network: Network, optimizer: Any, workers: Workers) -> Callable[..., None]:
+def _step(network: Network, optimizer: Any) -> Callable[..., None]:
     import tensorflow as tf
 
     variables = list(network.variables.values())
@@ -587,18 +548,14 @@ def _step(network: Network, optimizer: Any, workers: Workers) -> Callable[..., N
         "log_target": tf.TensorSpec((None,), floats),
     }
 
-    def own_part(batch: dict[str, tf.Tensor]) -> None:
+    @tf.function(autograph=False, input_signature=[signature])
+    def step(batch: dict[str, tf.Tensor]) -> None:
         with tf.GradientTape() as tape:
             projection = network.project(batch)
             log_policy = tf.reduce_mean(network.log_policy(batch, projection), axis=2)
             error = projection["log_target"] - batch["log_target"]
             loss = tf.reduce_mean(error**2) - tf.reduce_mean(batch["weight"] * log_policy)
-            loss /= workers.count
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-
-    @tf.function(autograph=False, input_signature=[signature])
-    def step(batch: dict[str, tf.Tensor]) -> None:
-        workers.strategy.run(own_part, args=(batch,))
 
     return step
 

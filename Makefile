@@ -18,7 +18,7 @@ ENGINE ?= docker
 REGISTRY ?=
 VERSION := 0.1.0
 
-.PHONY: help demo test bench bench-staging bench-lab lint env dev images requirements clean
+.PHONY: help demo test bench bench-staging bench-lab lint docs env dev images requirements clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -43,6 +43,10 @@ lint: dev  ## Style, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: dev  ## Build the documentation into build/site; any warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 env: $(VENV)/.runtime  ## Make the environment for running
 

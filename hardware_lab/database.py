@@ -101,6 +101,8 @@ jobs = Table(
     Column("finished", Double),
     Column("error", Text),
     Column("error_is_users", Boolean, nullable=False),
+    Column("done", Integer),
+    Column("total", Integer),
     Index("next_job", "demand", "due", "number", sqlite_where=_queued, postgresql_where=_queued),
     Index("next_deadline", "deadline", sqlite_where=_queued, postgresql_where=_queued),
     Index("batches", "batch"),

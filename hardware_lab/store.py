@@ -45,7 +45,7 @@ from hardware_lab.database import Database, State, iso
 from hardware_lab.database import demands as _demands
 from hardware_lab.database import jobs as _jobs
 from hardware_lab.database import measurements as _measurements
-from hardware_lab.health import HealthRecords
+from hardware_lab.health import Health, HealthRecords
 from hardware_lab.inventory import Demand
 from hardware_lab.locks import Lock
 from hardware_lab.tokens import Tokens
@@ -93,6 +93,7 @@ class Job:
         submitted_at, started_at, finished_at: ISO 8601, UTC; of the last attempt.
         error: Why the last attempt failed.
         error_is_users: Whether the input is to blame, and not the board.
+        progress: The inferences done and to do, of the last attempt, as its runner last said.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Job:
     finished_at: str | None
     error: str | None
     error_is_users: bool
+    progress: tuple[int, int] | None
 
     def to_json(self) -> dict[str, Any]:
         """A `coralline.job/v2` object."""
@@ -153,6 +155,23 @@ class Lease:
     resource: str
     lock: str
     max_attempts: int
+
+
+@dataclass(frozen=True)
+class View:
+    """What a runner must know of a lab before it takes a job.
+
+    Attributes:
+        now: As `Store.now`.
+        health: As `HealthRecords.known`.
+        leases: As `Store.leases`.
+        queue: As `Store.queue`.
+    """
+
+    now: float
+    health: Mapping[str, Health]
+    leases: list[Lease]
+    queue: list[tuple[Demand, float]]
 
 
 def default_lab() -> str:
@@ -194,6 +213,7 @@ class Store:
         group: str | None = None,
         labels: Mapping[str, str] | None = None,
         max_attempts: int = MAX_ATTEMPTS,
+        job_id: str | None = None,
     ) -> Job:
         """Put a job into the queue.
 
@@ -203,6 +223,7 @@ class Store:
             against: Compare the first path with this one.
             allow_fallback: Accept what another processor ran than the one asked for.
             deadline_s: From now; a job that has not begun by then is given up.
+            job_id: Of a submission that may be made again: there will be one job with this id.
 
         Raises:
             UserError: The path holds nothing to measure, or a number is out of range.
@@ -229,10 +250,10 @@ class Store:
         with self._database.write() as connection:
             self._know(connection, wanted)
             now = self._database.now()
-            row = connection.execute(
-                insert(_jobs)
+            made = connection.execute(
+                self._database.insert(_jobs)
                 .values(
-                    id=uuid4().hex[:16],
+                    id=job_id or uuid4().hex[:16],
                     demand=wanted,
                     priority=priority,
                     due=now - priority * AGEING_S,
@@ -254,8 +275,12 @@ class Store:
                     submitted=now,
                     error_is_users=False,
                 )
+                .on_conflict_do_nothing(index_elements=["id"])
                 .returning(*_jobs.c)
-            ).one()
+            ).one_or_none()
+            row = made or connection.execute(select(_jobs).where(_jobs.c.id == job_id)).one()
+        if made is None and (row.demand, row.digest) != (wanted, digest):
+            raise UserError(f"{job_id} is the id of another job already; give another")
         self._known_demands.add(wanted)
         return _job(row)
 
@@ -400,6 +425,15 @@ class Store:
                 )
             ]
 
+    def look(self, group: str | None = None) -> View:
+        """All of the lab that a runner must know, once late jobs have been given up.
+
+        Args:
+            group: Whose queue.
+        """
+        self.sweep()
+        return View(self.now(), self.health.known(), self.leases(), self.queue(group))
+
     def claim(
         self,
         demand: Demand,
@@ -414,7 +448,8 @@ class Store:
         Args:
             board: Meets the demand.
             resource: That the board works on; the caller holds its lock.
-            runner: Who the caller is; no two have the same name.
+            runner: Who the caller is; no two have the same name. When it has the lease already,
+                it is given that again.
             group: Only its jobs.
         """
         wanted = (
@@ -446,28 +481,39 @@ class Store:
                     started=self._database.now(),
                     finished=None,
                     error=None,
+                    done=None,
+                    total=None,
                 )
                 .returning(*_jobs.c)
             ).one_or_none()
-            return None if row is None else _job(row)
-        return None  # another runner has just leased the board
+            if row is not None:
+                return _job(row)
+        # Nothing is queued, or the board is leased: by this very runner when an answer got lost.
+        mine = {"board": board, "resource": resource, "lock": lock.name, "runner": runner}
+        query = select(_jobs).filter_by(state="running", **mine)
+        with self._database.read() as connection:
+            leased = connection.execute(query).one_or_none()
+        return None if leased is None else _job(leased)
 
-    def beat(self, runner: str) -> set[tuple[str, int]]:
+    def beat(
+        self, runner: str, progress: Mapping[str, tuple[int, int]] | None = None
+    ) -> set[tuple[str, int]]:
         """Renew a runner's leases.
+
+        Args:
+            progress: Of its jobs, by id: the inferences done and to do.
 
         Returns:
             Job and attempt of those that it still has.
         """
+        mine = (_jobs.c.state == "running") & (_jobs.c.runner == runner)
         with self._database.write() as connection:
-            return {
-                (job, attempt)
-                for job, attempt in connection.execute(
-                    update(_jobs)
-                    .where(_jobs.c.state == "running", _jobs.c.runner == runner)
-                    .values(beat=_jobs.c.beat + 1)
-                    .returning(_jobs.c.id, _jobs.c.attempt)
-                )
-            }
+            for job_id, (done, total) in (progress or {}).items():
+                said = update(_jobs).where(mine, _jobs.c.id == job_id)
+                connection.execute(said.values(done=done, total=total))
+            renewed = update(_jobs).where(mine).values(beat=_jobs.c.beat + 1)
+            rows = connection.execute(renewed.returning(_jobs.c.id, _jobs.c.attempt))
+            return {(job, attempt) for job, attempt in rows}
 
     def expire(self, lease: Lease) -> bool:
         """End the lease of a runner that is gone: queue its job again, or give it up.
@@ -509,10 +555,14 @@ class Store:
         if result.fell_back and not job.allow_fallback:
             ending = {"state": "invalid", "error": _fallback(job, result), "error_is_users": False}
         with self._database.write() as connection:
-            number = self._end(connection, job, **ending)
-            connection.execute(
-                insert(_measurements).values(job=number, attempt=job.attempt, measurement=data)
-            )
+            number, is_new = self._end(connection, job, **ending)
+            kept = select(_measurements.c.measurement).where(_measurements.c.job == number)
+            if is_new:
+                connection.execute(
+                    insert(_measurements).values(job=number, attempt=job.attempt, measurement=data)
+                )
+            elif connection.execute(kept).scalar_one() != data:
+                raise _refused(job)
 
     def fail(self, job: Job, error: Exception) -> None:
         """Note why a claimed job failed; queue it again if that may help.
@@ -581,19 +631,27 @@ class Store:
             ).all()
         return [_job(row) for row in sorted(ended, key=lambda row: row.number)]
 
-    def _end(self, connection: Connection, job: Job, **values: Any) -> int:
-        number = connection.execute(
+    def _end(self, connection: Connection, job: Job, **values: Any) -> tuple[int, bool]:
+        """End an attempt. Returns the job's number, and whether this was not noted before: an
+        answer may have got lost."""
+        attempt = (_jobs.c.id == job.id) & (_jobs.c.attempt == job.attempt)
+        row = connection.execute(
             update(_jobs)
-            .where(_jobs.c.id == job.id, _jobs.c.attempt == job.attempt, _jobs.c.state == "running")
+            .where(attempt, _jobs.c.state == "running")
             .values(finished=self._database.now(), **values)
             .returning(_jobs.c.number)
-        ).scalar_one_or_none()
+        ).one_or_none()
+        if row is not None:
+            return row.number, True
+        same = (
+            select(_jobs.c.number)
+            .where(attempt)
+            .filter_by(state=values["state"], error=values.get("error"))
+        )
+        number = connection.execute(same).scalar_one_or_none()
         if number is None:
-            raise DeviceError(
-                f"job {job.id}: attempt {job.attempt} is no longer the one that counts; its "
-                "result is refused"
-            )
-        return int(number)
+            raise _refused(job)
+        return number, False
 
     def _know(self, connection: Connection, demand: str) -> None:
         if demand in self._known_demands:
@@ -603,6 +661,13 @@ class Store:
             text("INSERT INTO demands (demand) VALUES (:demand) ON CONFLICT DO NOTHING"),
             {"demand": demand},
         )
+
+
+def _refused(job: Job) -> DeviceError:
+    return DeviceError(
+        f"job {job.id}: attempt {job.attempt} is no longer the one that counts; its result is "
+        "refused"
+    )
 
 
 def _fallback(job: Job, result: Measurement | Comparison) -> str:
@@ -659,4 +724,5 @@ def _job(row: Row[Any]) -> Job:
         finished_at=iso(row.finished),
         error=row.error,
         error_is_users=row.error_is_users,
+        progress=None if row.total is None else (row.done, row.total),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import delete, select
@@ -60,6 +61,13 @@ class Announced:
         """Flat, with the time as ISO 8601, UTC."""
         rest = {"host": self.host, "runner": self.runner, "seen_at": iso(self.seen)}
         return {**asdict(self.board), **rest}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Announced:
+        """Read what `to_json` wrote."""
+        board = BoardFacts(**{field.name: data[field.name] for field in fields(BoardFacts)})
+        seen = datetime.fromisoformat(data["seen_at"]).timestamp()
+        return Announced(board, data["host"], data["runner"], seen)
 
 
 class BoardRecords:

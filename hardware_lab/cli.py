@@ -46,6 +46,15 @@ def _where() -> Any:
     )
 
 
+def _artifacts() -> Any:
+    return typer.Option(
+        None,
+        "--artifacts",
+        envvar="CORALLINE_ARTIFACTS",
+        help="Folder that keeps models and raw samples; else one in the lab's folder.",
+    )
+
+
 def _group() -> Any:
     return typer.Option(None, "--group", help="Only the jobs of this group.")
 
@@ -223,6 +232,7 @@ def submit(
     allow_fallback: bool = _allow_fallback(),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
     json: bool = _json(),
 ) -> None:
     """Queue a measurement; `coralline lab run` makes it."""
@@ -234,7 +244,7 @@ def submit(
         raise UserError("no board is asked for; give --board or --need")
     demand = Demand(board, parse_needs(need))
     load_inventory(inventory).check(demand)
-    job = Store(where or default_lab()).submit(
+    job = Store(where or default_lab(), artifacts).submit(
         path,
         demand,
         **_samples(repetitions, seconds, percentile),
@@ -280,13 +290,16 @@ def run(
     group: str | None = _group(),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
     json: bool = _json(),
 ) -> None:
     """Run the queued jobs, and those whose runner was lost; exit code 1 unless all are done."""
     from hardware_lab.inventory import load_inventory
     from hardware_lab.store import Store, default_lab
 
-    ended = _run(Store(where or default_lab()), load_inventory(inventory), group, quiet=json)
+    ended = _run(
+        Store(where or default_lab(), artifacts), load_inventory(inventory), group, quiet=json
+    )
     if json:
         output.print_json({"jobs": [job.to_json() for job in ended]})
     else:
@@ -296,7 +309,11 @@ def run(
 
 
 @lab.command("runner", epilog="Example: coralline lab runner --lab postgresql://lab@db/lab")
-def runner(inventory: Path | None = _inventory(), where: str | None = _where()) -> None:
+def runner(
+    inventory: Path | None = _inventory(),
+    where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
+) -> None:
     """Run jobs as they come, until told to end: a first signal waits for those that run."""
     import logging
     import signal
@@ -310,7 +327,7 @@ def runner(inventory: Path | None = _inventory(), where: str | None = _where()) 
     log = logging.getLogger("hardware_lab")
     log.setLevel(logging.INFO)
     boards = load_inventory(inventory)
-    store = Store(where or default_lab())
+    store = Store(where or default_lab(), artifacts)
     told = Event()
 
     def end(number: int, _: object) -> None:
@@ -390,6 +407,7 @@ def bench(
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the measurement here."),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
     json: bool = _json(),
 ) -> None:
     """Run a split model as a pipeline on a board; a job of the lab, run at once."""
@@ -400,7 +418,7 @@ def bench(
 
     boards = load_inventory(inventory)
     boards.board(board)
-    store = Store(where or default_lab())
+    store = Store(where or default_lab(), artifacts)
     group = f"bench-{uuid4().hex[:8]}"
     job = store.submit(
         path,

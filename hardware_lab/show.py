@@ -15,17 +15,10 @@ if TYPE_CHECKING:
 
 def write_result(out: Path, result: Measurement | Comparison) -> None:
     """The result as JSON, and beside it the raw samples as Parquet: of a comparison, two files."""
-    from coralline.runtime.measurement import Measurement
-    from coralline.runtime.samples import write_samples
+    from hardware_lab.compare import write_all_samples
 
     output.write_json(out, result.to_json())
-    if isinstance(result, Measurement):
-        parts = {"": result}
-    else:
-        parts = {".a": result.a, ".b": result.b}
-    for name, part in parts.items():
-        if part.latency_ms:
-            write_samples(part, out.with_suffix(f"{name}.parquet"))
+    write_all_samples(result, out.with_suffix(".parquet"))
 
 
 def print_result(result: Measurement | Comparison) -> None:

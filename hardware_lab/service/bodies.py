@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from coralline.errors import DeviceError, UserError
+from hardware_lab.artifacts import Model
 from hardware_lab.database import HealthState, State
 from hardware_lab.inventory import TAG, Demand
 from hardware_lab.store import MAX_ATTEMPTS, MOST_DEADLINE_S, MOST_PRIORITY, MOST_SAMPLES, Job
@@ -73,7 +74,6 @@ class Wanted(Body):
 
     board: str | None = Field(None, examples=["pi"], description="This one alone; null for any.")
     needs: dict[Tag, Count] = Field({}, examples=[{"edgetpu": 2}], description="At least so many.")
-
 
     def demand(self) -> Demand:
         """As the store has it."""
@@ -160,6 +160,10 @@ class ModelDocument(Body):
 
     name: Text = Field(description="For people.", examples=["/home/ann/mobilenet_v2_split"])
     ref: Ref
+
+    def model(self) -> Model:
+        """As the store has it."""
+        return Model(self.name, self.ref)
 
 
 class Submission(Body):
@@ -283,6 +287,20 @@ class Result(Body):
         description="A `coralline.measurement/v1` or `coralline.comparison/v1` object."
     )
     files: dict[str, Any] | None = Field(None, description="Artifacts that it comes with, by name.")
+
+
+class ResultFile(BaseModel):
+    """An artifact that a result comes with."""
+
+    ref: Ref
+    size_bytes: int
+
+
+class ResultFiles(BaseModel):
+    """What a result comes with, by name."""
+
+    kept: dict[str, ResultFile]
+    not_stored: str | None = Field(description="Why some is missing; null when all is there.")
 
 
 class Put(BaseModel):

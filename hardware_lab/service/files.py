@@ -24,9 +24,7 @@ UPLOADS = 8
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 reading = router_for(ANYONE, prefix="/api/v1", tags=["artifacts"])
-writing = router_for(
-    ANYONE, most_bytes=MOST_ARTIFACT_BYTES, prefix="/api/v1", tags=["artifacts"]
-)
+writing = router_for(ANYONE, most_bytes=MOST_ARTIFACT_BYTES, prefix="/api/v1", tags=["artifacts"])
 
 Ref = Annotated[str, Path(pattern="^sha256:[0-9a-f]{64}$", description="SHA-256 of its bytes.")]
 
@@ -47,17 +45,20 @@ class _Incoming(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    async def _next(self) -> bytes | None:
+        return await anext(self._chunks, None)
+
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while not self._left:
-            try:
-                self._left = from_thread.run(self._chunks.__anext__)
-            except StopAsyncIteration:
+            chunk = from_thread.run(self._next)
+            if chunk is None:
                 found = PREFIX + self._digest.hexdigest()
                 if found != self._ref:
                     raise HTTPException(
                         422, f"what came is {found} and not {self._ref}; send it again"
-                    ) from None
+                    )
                 return 0
+            self._left = chunk
             self._digest.update(self._left)
         count = min(len(buffer), len(self._left))
         buffer[:count] = self._left[:count]

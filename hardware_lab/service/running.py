@@ -33,9 +33,7 @@ RESULTS: dict[str, TypeAdapter[Any]] = {
 Attempt = Annotated[int, Path(ge=1, description="The fencing token of the claim.")]
 
 router = router_for(RUNNERS, prefix="/api/v1", tags=["running"])
-ending = router_for(
-    RUNNERS, most_bytes=MOST_RESULT_BYTES, prefix="/api/v1", tags=["running"]
-)
+ending = router_for(RUNNERS, most_bytes=MOST_RESULT_BYTES, prefix="/api/v1", tags=["running"])
 
 
 @router.post("/announcements", status_code=204)

@@ -9,7 +9,6 @@ from typing import Annotated
 from fastapi import Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 
-from hardware_lab.artifacts import Model
 from hardware_lab.service import bodies
 from hardware_lab.service.gate import ADMINS, SUBMITTERS, Caller, router_for
 from hardware_lab.service.reading import store_of
@@ -38,12 +37,12 @@ def submit(
     if idempotency_key is not None:
         job_id = hashlib.sha256(f"{caller.name} {idempotency_key}".encode()).hexdigest()[:16]
     job = store_of(request).submit(
-        Model(wanted.model.name, wanted.model.ref),
+        wanted.model.model(),
         wanted.demand.demand(),
         repetitions=wanted.repetitions,
         warmup=wanted.warmup,
         seconds=wanted.seconds,
-        against=wanted.against and Model(wanted.against.name, wanted.against.ref),
+        against=None if wanted.against is None else wanted.against.model(),
         allow_fallback=wanted.allow_fallback,
         priority=wanted.priority,
         deadline_s=wanted.deadline_s,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from coralline.cli import output
-from hardware_lab.show import print_result, print_table, write_result
+from hardware_lab.meters_cli import meters
+from hardware_lab.show import print_result, print_table, write_files, write_result
 
 if TYPE_CHECKING:
     from hardware_lab.inventory import Inventory
@@ -145,6 +146,7 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
             "resource": board.resource,
             "tags": dict(found.tags[name]),
             **asdict(board),  # type: ignore[call-overload]
+            "meter": None if (meter := getattr(board, "meter", None)) is None else meter.name,
         }
         for name, board in found.boards.items()
     ]
@@ -157,11 +159,14 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
             row["name"],
             row["kind"],
             ", ".join(f"{tag} {count}" for tag, count in row["tags"].items()),
-            ", ".join(f"{k} {v}" for k, v in row.items() if k not in hidden),
+            ", ".join(f"{k} {v}" for k, v in row.items() if k not in hidden and v is not None),
         ]
         for row in rows
     ]
     print_table(["board", "kind", "tags", "options"], shown)
+
+
+lab.command("meters", epilog="Example: coralline lab meters hub --seconds 5")(meters)
 
 
 @lab.command("health", epilog="Example: coralline lab health pi --set unknown --why 'new cable'")
@@ -441,6 +446,7 @@ def bench(
     result = store.result(job.id)
     if out is not None:
         write_result(out, result)
+        write_files(out, store, job.id)
     if json:
         output.print_json(result.to_json())
     else:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from coralline.errors import UserError
+from coralline.files import make_folder
 from coralline.runtime.child import Progress
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.samples import write_samples
@@ -120,7 +121,10 @@ def compare(
                 if on_progress is not None:
                     on_progress(before * total + done, 4 * blocks * total)
 
-            parts.append(board.measure(replace(each, path=path), report))
+            scratch = task.scratch
+            if scratch is not None:
+                scratch = make_folder(scratch / f"turn-{before:02d}-{'a' if parts is a else 'b'}")
+            parts.append(board.measure(replace(each, path=path, scratch=scratch), report))
     summaries = [part.summary() for part in (*a, *b)]
     shared = [name for name in summaries[0] if all(s.get(name, 0) > 0 for s in summaries)]
 

@@ -35,14 +35,14 @@ def dispatch(
         DeviceError: A job failed; what the others measured is kept in the lab.
     """
     from hardware_lab.inventory import Demand, load_inventory
+    from hardware_lab.lab import open_lab
     from hardware_lab.runner import run_jobs
-    from hardware_lab.store import Store, default_lab
 
     available = load_inventory(Path(inventory) if inventory else None)
     for board in boards:
         available.board(board).check()
     make_folder(out)
-    store = Store(default_lab())
+    store = open_lab()
     group = f"dispatch-{uuid4().hex[:8]}"
     jobs = {
         store.submit(

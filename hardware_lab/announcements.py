@@ -106,13 +106,17 @@ def facts(inventory: Inventory) -> list[BoardFacts]:
     """What a runner may say of its boards."""
     found = []
     for name, board in inventory.boards.items():
-        options: dict[str, Any] = asdict(board) if is_dataclass(board) else {}
-        shown = {
-            key: value
-            for key, value in options.items()
-            if key != "name" and not any(word in key for word in SECRET)
-        }
+        options: dict[str, Any] = _shown(asdict(board)) if is_dataclass(board) else {}
+        options.pop("name", None)
+        plain = json.loads(json.dumps(options, default=str))
         tags = dict(inventory.tags[name])
-        plain = json.loads(json.dumps(shown, default=str))
         found.append(BoardFacts(name, board.kind, board.resource, tags, plain))
     return found
+
+
+def _shown(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _shown(value) if isinstance(value, dict) else value
+        for key, value in options.items()
+        if not any(word in key for word in SECRET)
+    }

@@ -195,6 +195,7 @@ class Store:
         where: A folder, made when absent, or the URL of a PostgreSQL database.
         artifacts: Place of its artifacts, as `open_artifacts` takes it; else
             $CORALLINE_ARTIFACTS, or a folder in the lab's folder.
+        connections: As `Database`.
 
     Attributes:
         where: The lab, for people.
@@ -206,8 +207,10 @@ class Store:
         DeviceError: The server does not answer.
     """
 
-    def __init__(self, where: Path | str, artifacts: str | None = None) -> None:
-        self._database = Database(where)
+    def __init__(
+        self, where: Path | str, artifacts: str | None = None, connections: int = 2
+    ) -> None:
+        self._database = Database(where, connections)
         self.where = self._database.where
         self.folder = self._database.folder
         self._artifacts_place = artifacts or os.environ.get("CORALLINE_ARTIFACTS")

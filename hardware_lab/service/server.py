@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -53,7 +52,18 @@ def serve(
     if tls_cert is not None:
         _check_tls(tls_cert, tls_key)
     listener = _listen(host, port)
-    config = uvicorn.Config(
+    scheme = "http" if tls_cert is None else "https"
+    at = f"[{host}]" if ":" in host else host
+    log.info("listens on %s://%s:%d", scheme, at, listener.getsockname()[1])
+    _Server(configured(app, tls_cert, tls_key)).run(sockets=[listener])
+    log.info("ended")
+
+
+def configured(
+    app: FastAPI, tls_cert: Path | None = None, tls_key: Path | None = None
+) -> uvicorn.Config:
+    """The web server's settings; see `serve`."""
+    return uvicorn.Config(
         app,
         http=_Protocol,
         ws="none",
@@ -68,11 +78,6 @@ def serve(
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
     )
-    scheme = "http" if tls_cert is None else "https"
-    at = f"[{host}]" if ":" in host else host
-    log.info("listens on %s://%s:%d", scheme, at, listener.getsockname()[1])
-    _Server(config).run(sockets=[listener])
-    log.info("ended")
 
 
 class _Server(uvicorn.Server):
@@ -124,7 +129,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=CONNECTIONS)
     except OSError as error:
         raise UserError(
-            f"{host}:{port}: cannot be listened on ({error.strerror}); give another --host or --port"
+            f"{host}:{port}: cannot be listened on ({error.strerror}); give another --host or "
+            "--port"
         ) from None
     listener.set_inheritable(True)
     return listener

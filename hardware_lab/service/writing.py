@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import Header, HTTPException, Request
+from fastapi import Header, Request
 from fastapi.responses import JSONResponse
 
 from hardware_lab.service import bodies
@@ -63,13 +63,7 @@ def cancel(wanted: bodies.Cancellation, request: Request) -> JSONResponse:
 
 @administering.put("/health/{board}", response_model=bodies.HealthDocument)
 def set_health(board: str, said: bodies.Say, request: Request) -> JSONResponse:
-    """Say what is thought of a board; it gets no jobs until that is `unknown`.
-
-    404 for a board that no runner has announced and no job has used.
-    """
+    """Say what is thought of a board; it gets no jobs until that is `unknown`."""
     store = store_of(request)
-    announced = {one.board.name for one in store.boards.known()}
-    if board not in announced | store.health.known().keys():
-        raise HTTPException(404, f"board {board!r} is not known; `coralline lab boards` lists them")
     store.health.set(board, said.state, said.why)
     return JSONResponse(asdict(store.health.known()[board]))

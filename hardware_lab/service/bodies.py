@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from coralline.errors import DeviceError, UserError
 from hardware_lab.artifacts import Model
 from hardware_lab.database import HealthState, State
+from hardware_lab.health import BY_PEOPLE
 from hardware_lab.inventory import TAG, Demand
 from hardware_lab.store import MAX_ATTEMPTS, MOST_DEADLINE_S, MOST_PRIORITY, MOST_SAMPLES, Job
 
@@ -202,7 +203,7 @@ class Ended(BaseModel):
 class Say(Body):
     """What a person says of a board."""
 
-    state: Literal["unknown", "bad", "maintenance", "retired"]
+    state: str = Field(json_schema_extra={"enum": list(BY_PEOPLE)})
     why: Annotated[str, Field(min_length=1, max_length=4000, examples=["a new cable"])]
 
 

@@ -313,7 +313,7 @@ class Store:
             raise UserError(
                 f"{self.where}: others share this lab, and it does not say where its models and "
                 "raw files are; give --artifacts, or set CORALLINE_ARTIFACTS: a folder that all "
-                "have mounted"
+                "have mounted, or s3://bucket/prefix"
             )
         return open_artifacts(str(self.folder / "artifacts"))
 
@@ -352,6 +352,24 @@ class Store:
             query = query.where(_jobs.c.labels[name].as_string() == value)
         with self._database.read() as connection:
             return [_job(row) for row in connection.execute(query)]
+
+    def label(self, job_id: str, labels: Mapping[str, str]) -> Job:
+        """Add labels to a job, or change them.
+
+        Raises:
+            UserError: There is no such job.
+        """
+        job = self.job(job_id)
+        with self._database.write() as connection:
+            chosen = _jobs.c.id == job.id
+            kept = connection.execute(select(_jobs.c.labels).where(chosen).with_for_update())
+            row = connection.execute(
+                update(_jobs)
+                .where(chosen)
+                .values(labels={**kept.scalar_one(), **labels})
+                .returning(*_jobs.c)
+            )
+            return _job(row.one())
 
     def job(self, job_id: str) -> Job:
         """A job by its id.

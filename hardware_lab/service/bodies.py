@@ -182,8 +182,14 @@ class Submission(Body):
         None, gt=0, le=MOST_DEADLINE_S, description="The job must begin within it."
     )
     group: Text | None = None
-    labels: dict[Text, Text] = Field({}, max_length=64, examples=[{"commit": "e3edc4a"}])
+    labels: dict[Text, Long] = Field({}, max_length=64, examples=[{"commit": "e3edc4a"}])
     max_attempts: int = Field(MAX_ATTEMPTS, ge=1, le=MOST_SAMPLES)
+
+
+class Labels(Body):
+    """What people or pipelines say of a job, to find it by."""
+
+    labels: dict[Text, Long] = Field(max_length=64, examples=[{"accepted": "a safer kernel"}])
 
 
 class Cancellation(Body):

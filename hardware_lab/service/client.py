@@ -140,6 +140,11 @@ class RemoteLab:
                 return
             left = None if left is None else left - count
 
+    def label(self, job_id: str, labels: Mapping[str, str]) -> Job:
+        """As `Store.label`."""
+        body = {"labels": dict(labels)}
+        return Job.from_json(self._http.ask("POST", _path("jobs", job_id, "labels"), body=body))
+
     def job(self, job_id: str) -> Job:
         """As `Store.job`."""
         return Job.from_json(self._http.ask("GET", _path("jobs", job_id)))

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from hardware_lab.service import bodies
 from hardware_lab.service.gate import ADMINS, SUBMITTERS, Caller, router_for
-from hardware_lab.service.reading import store_of
+from hardware_lab.service.reading import job_of, store_of
 
 submitting = router_for(SUBMITTERS, prefix="/api/v1", tags=["submitting"])
 administering = router_for(ADMINS, prefix="/api/v1", tags=["administering"])
@@ -52,6 +52,14 @@ def submit(
         job_id=job_id,
     )
     return JSONResponse(job.to_json(), 201)
+
+
+@submitting.post("/jobs/{job_id}/labels", response_model=bodies.JobDocument)
+def label(job_id: str, wanted: bodies.Labels, request: Request) -> JSONResponse:
+    """Add labels to a job, or change them."""
+    store = store_of(request)
+    job_of(store, job_id)
+    return JSONResponse(store.label(job_id, wanted.labels).to_json())
 
 
 @submitting.post("/cancellations", response_model=bodies.Ended)

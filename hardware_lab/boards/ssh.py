@@ -30,6 +30,7 @@ from coralline.runtime.power import Window
 from coralline.runtime.references import write_references
 from coralline.tflite.segments import SegmentSet
 from hardware_lab.boards import Board, Task
+from hardware_lab.boards.clock import Reading, Relation
 from hardware_lab.meters import Meter
 from hardware_lab.meters.metering import metered
 
@@ -426,21 +427,11 @@ def make_measurement(
 
 
 def _windows(answer: Mapping[str, Any]) -> tuple[Window, ...]:
-    """The board's windows on this machine's clock, from what the two clocks were to each other
-    before and after; none when the lab could not be asked."""
+    """The board's windows on this machine's clock; none when the lab could not be asked."""
     if None in answer["clock"]:
         return ()
-    before, after = answer["clock"]
-    drift = (after["ahead_s"] - before["ahead_s"]) / (after["at_s"] - before["at_s"])
-    bound_s = max(before["bound_s"], after["bound_s"])
-
-    def here_s(board_s: float) -> float:
-        return float(board_s + before["ahead_s"] + drift * (board_s - before["at_s"]))
-
-    return tuple(
-        Window(name, here_s(begin_s), here_s(end_s), inferences, bound_s)
-        for name, begin_s, end_s, inferences in answer["windows"]
-    )
+    before, after = (Reading(**reading) for reading in answer["clock"])
+    return Relation(before, after).windows(answer["windows"])
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,10 @@ class FuelGauge:
         ran = self._phone.shell(command, time_limit_s=READ_S)
         lines = ran.output.split("\n")
         if ran.code != 0 or len(lines) < 3:
+            why = ran.output.strip().rpartition("\n")[2]
             raise DeviceError(
-                f"{self._where}: the phone does not let its battery be read "
-                f"({lines[0].strip()}); root it, or use its power rails (kind rails)"
+                f"{self._where}: the phone does not let its battery be read ({why}); root it, or "
+                "use its power rails (kind rails)"
             )
         try:
             volts, amperes = float(lines[0]) / 1e6, abs(float(lines[1])) / 1e6

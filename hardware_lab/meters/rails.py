@@ -3,7 +3,9 @@
 Phones with an on-device power monitor (Pixel 6 and later) count the energy of each rail since they
 started, downstream of the battery, so that charging does not matter (perfetto.dev, "Battery
 counters and power rails"). Perfetto reads the counters a few times a second; they integrate in
-between. The trace is fetched and read here with the message classes of the package perfetto.
+between. Started with --background-wait it prints its process, and writes the trace when that is
+told to end (perfetto.dev, "Tracing in background"). The trace is fetched, and read here with the
+message classes of the package perfetto.
 
 Tested against an emulated phone whose `perfetto` writes such a trace, never on a phone.
 """
@@ -92,7 +94,7 @@ class PerfettoRails:
         )
         said = self._must(
             f"rm -f {shlex.quote(self._file)}; echo {shlex.quote(config)} | "
-            f"perfetto --txt -c - -o {shlex.quote(self._file)} --background",
+            f"perfetto --txt -c - -o {shlex.quote(self._file)} --background-wait",
             "cannot record power rails",
         )
         found = re.findall(r"^\d+$", said.strip(), re.MULTILINE)

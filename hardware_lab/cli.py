@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from coralline.cli import output
+from hardware_lab import trend_cli
 from hardware_lab.meters_cli import meters
-from hardware_lab.show import print_result, print_table, write_result
+from hardware_lab.show import print_result, print_table, write_files, write_result
 
 if TYPE_CHECKING:
     from hardware_lab.inventory import Inventory
@@ -30,6 +31,7 @@ lab = typer.Typer(
 
 def add(app: typer.Typer) -> None:
     """Add the verb `lab`."""
+    trend_cli.add(lab)
     app.add_typer(lab, name="lab")
 
 
@@ -44,6 +46,15 @@ def _where() -> Any:
         "--lab",
         envvar="CORALLINE_LAB",
         help="Folder that keeps the jobs and measurements, or postgresql://user@host/database.",
+    )
+
+
+def _artifacts() -> Any:
+    return typer.Option(
+        None,
+        "--artifacts",
+        envvar="CORALLINE_ARTIFACTS",
+        help="Folder or s3://bucket/prefix with models and raw samples; else in the lab's folder.",
     )
 
 
@@ -228,6 +239,7 @@ def submit(
     allow_fallback: bool = _allow_fallback(),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
     json: bool = _json(),
 ) -> None:
     """Queue a measurement; `coralline lab run` makes it."""
@@ -239,7 +251,7 @@ def submit(
         raise UserError("no board is asked for; give --board or --need")
     demand = Demand(board, parse_needs(need))
     load_inventory(inventory).check(demand)
-    job = Store(where or default_lab()).submit(
+    job = Store(where or default_lab(), artifacts).submit(
         path,
         demand,
         **_samples(repetitions, seconds, percentile),
@@ -285,13 +297,16 @@ def run(
     group: str | None = _group(),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
     json: bool = _json(),
 ) -> None:
     """Run the queued jobs, and those whose runner was lost; exit code 1 unless all are done."""
     from hardware_lab.inventory import load_inventory
     from hardware_lab.store import Store, default_lab
 
-    ended = _run(Store(where or default_lab()), load_inventory(inventory), group, quiet=json)
+    ended = _run(
+        Store(where or default_lab(), artifacts), load_inventory(inventory), group, quiet=json
+    )
     if json:
         output.print_json({"jobs": [job.to_json() for job in ended]})
     else:
@@ -301,7 +316,11 @@ def run(
 
 
 @lab.command("runner", epilog="Example: coralline lab runner --lab postgresql://lab@db/lab")
-def runner(inventory: Path | None = _inventory(), where: str | None = _where()) -> None:
+def runner(
+    inventory: Path | None = _inventory(),
+    where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
+) -> None:
     """Run jobs as they come, until told to end: a first signal waits for those that run."""
     import logging
     import signal
@@ -315,7 +334,7 @@ def runner(inventory: Path | None = _inventory(), where: str | None = _where()) 
     log = logging.getLogger("hardware_lab")
     log.setLevel(logging.INFO)
     boards = load_inventory(inventory)
-    store = Store(where or default_lab())
+    store = Store(where or default_lab(), artifacts)
     told = Event()
 
     def end(number: int, _: object) -> None:
@@ -395,19 +414,18 @@ def bench(
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the measurement here."),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
     json: bool = _json(),
 ) -> None:
     """Run a split model as a pipeline on a board; a job of the lab, run at once."""
-    from tempfile import TemporaryDirectory
     from uuid import uuid4
 
     from hardware_lab.inventory import Demand, load_inventory
-    from hardware_lab.show import write_files
     from hardware_lab.store import Store, default_lab
 
     boards = load_inventory(inventory)
     boards.board(board)
-    store = Store(where or default_lab())
+    store = Store(where or default_lab(), artifacts)
     group = f"bench-{uuid4().hex[:8]}"
     job = store.submit(
         path,
@@ -418,34 +436,26 @@ def bench(
         allow_fallback=allow_fallback,
         group=group,
     )
-    with TemporaryDirectory() as kept:
-        try:
-            _run(store, boards, group, quiet=json, keep=Path(kept))
-        finally:
-            # When it was not interrupted, what keeps it in the queue is its board.
-            health = store.health.known().get(board)
-            unfit = health is not None and health.state not in ("good", "unknown")
-            why = f"board {board!r} is {health.state}: {health.cause}" if health and unfit else None
-            store.cancel([job.id], reason=why or "interrupted")
-        store.job(job.id).raise_error()
-        result = store.result(job.id)
-        if out is not None:
-            write_result(out, result)
-            write_files(out, Path(kept) / job.id)
+    try:
+        _run(store, boards, group, quiet=json)
+    finally:
+        # When it was not interrupted, what keeps it in the queue is its board.
+        health = store.health.known().get(board)
+        unfit = health is not None and health.state not in ("good", "unknown")
+        why = f"board {board!r} is {health.state}: {health.cause}" if health and unfit else None
+        store.cancel([job.id], reason=why or "interrupted")
+    store.job(job.id).raise_error()
+    result = store.result(job.id)
+    if out is not None:
+        write_result(out, result)
+        write_files(out, store, job.id)
     if json:
         output.print_json(result.to_json())
     else:
         print_result(result)
 
 
-def _run(
-    store: Store,
-    inventory: Inventory,
-    group: str | None,
-    *,
-    quiet: bool,
-    keep: Path | None = None,
-) -> list[Job]:
+def _run(store: Store, inventory: Inventory, group: str | None, *, quiet: bool) -> list[Job]:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -460,7 +470,7 @@ def _run(
                 bars[job.id] = bar.add_task(f"{Path(job.path).name} on {job.board}", total=total)
             bar.update(bars[job.id], completed=done)
 
-        return run_jobs(store, inventory, group, advance, keep)
+        return run_jobs(store, inventory, group, advance)
 
 
 def _seconds(text: str | None) -> float | None:

@@ -19,6 +19,7 @@ from coralline.errors import UserError
 from coralline.files import make_folder
 from coralline.runtime.child import Progress
 from coralline.runtime.measurement import Measurement
+from coralline.runtime.samples import write_samples
 from coralline.runtime.statistics import Estimate, ratio_of_blocks
 from hardware_lab.boards import Board, Task
 
@@ -74,6 +75,21 @@ class Comparison:
             data["blocks"],
             {name: Estimate(**ratio) for name, ratio in data["ratios"].items()},
         )
+
+
+def write_all_samples(result: Measurement | Comparison, out: Path) -> None:
+    """Write raw samples as Parquet; of a comparison into two files, `.a` and `.b` in their names.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    if isinstance(result, Measurement):
+        parts = {"": result}
+    else:
+        parts = {".a": result.a, ".b": result.b}
+    for name, part in parts.items():
+        if part.latency_ms:
+            write_samples(part, out.with_suffix(f"{name}.parquet"))
 
 
 def compare(

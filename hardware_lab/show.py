@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shutil import copyfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coralline.cli import output
-from coralline.files import replacing
 
 if TYPE_CHECKING:
     from coralline.runtime.energy import EnergyRecord
     from coralline.runtime.measurement import Measurement
     from hardware_lab.compare import Comparison
+    from hardware_lab.store import Store
 
 
 def write_result(out: Path, result: Measurement | Comparison) -> None:
     """The result as JSON, and beside it the raw samples as Parquet: of a comparison, two files."""
-    from coralline.runtime.measurement import Measurement
-    from coralline.runtime.samples import write_samples
+    from hardware_lab.compare import write_all_samples
 
     output.write_json(out, result.to_json())
-    if isinstance(result, Measurement):
-        parts = {"": result}
-    else:
-        parts = {".a": result.a, ".b": result.b}
-    for name, part in parts.items():
-        if part.latency_ms:
-            write_samples(part, out.with_suffix(f"{name}.parquet"))
+    write_all_samples(result, out.with_suffix(".parquet"))
 
 
-def write_files(out: Path, folder: Path) -> None:
-    """The files that a job left in `folder`, beside `out`: power.parquet as OUT.power.parquet."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = ".".join(path.relative_to(folder).parts)
-        with replacing(out.with_suffix(f".{name}")) as temporary:
-            copyfile(path, temporary)
+def write_files(out: Path, store: Store, job_id: str) -> None:
+    """What a result comes with beside its samples, beside `out`: power.parquet as
+    OUT.power.parquet."""
+    from hardware_lab.artifacts.download import download
+
+    for name, file in store.files(job_id).kept.items():
+        if not name.startswith("samples."):
+            download(store.artifacts, file.ref, out.with_suffix(f".{name.replace('/', '.')}"))
 
 
 def print_result(result: Measurement | Comparison) -> None:
@@ -174,6 +168,28 @@ def _print_samples(m: Measurement, said: str) -> None:
         f"first inference {m.first_inference_ms:.3f} ms, bottleneck "
         f"{m.measured_bottleneck_ms:.3f} ms ({said})"
     )
+
+
+def print_trends(trends: Sequence[Mapping[str, Any]]) -> None:
+    """The latest night of each series, and what is to be said of it.
+
+    Args:
+        trends: `coralline.trend/v1` objects.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from hardware_lab.trend_page import sentence
+
+    console = Console(soft_wrap=True)
+    for trend in trends:
+        colour = "red" if trend["red"] else "green"
+        console.print(
+            f"[{colour}]{trend['verdict']:9}[/{colour}] [bold]{escape(trend['series'])}[/bold] "
+            f"(night {len(trend['nights'])}): {escape(sentence(trend))}"
+        )
+        for line in trend.get("commits", ()):
+            console.print(f"          {escape(line)}")
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:

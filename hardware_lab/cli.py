@@ -54,7 +54,7 @@ def _artifacts() -> Any:
         None,
         "--artifacts",
         envvar="CORALLINE_ARTIFACTS",
-        help="Folder that keeps models and raw samples; else one in the lab's folder.",
+        help="Folder or s3://bucket/prefix with models and raw samples; else in the lab's folder.",
     )
 
 

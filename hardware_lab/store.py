@@ -286,7 +286,7 @@ class Store:
             raise UserError(
                 f"{self.where}: others share this lab, and it does not say where its models and "
                 "raw files are; give --artifacts, or set CORALLINE_ARTIFACTS: a folder that all "
-                "have mounted"
+                "have mounted, or s3://bucket/prefix"
             )
         return open_artifacts(str(self.folder / "artifacts"))
 

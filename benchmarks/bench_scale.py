@@ -51,8 +51,8 @@ def run(quick: bool) -> BenchResult:
         ),
         rows=tuple(_labelling_row(n_graphs, found, labelling[0]) for found in labelling),
         note="A shard is a process of its own on a core of its own, as a pod is; its start "
-        "(Python, planners, reading the set) is measured on a shard that is done, and is in the wall time. "
-        "A million graphs: in shards of 10,000, at the measured start and rate.",
+        "(Python, planners, reading the set) is measured on a shard that is done, and is in the "
+        "wall time. A million graphs: in shards of 10,000, at the measured start and rate.",
         environment={"cores": len(cores), "seed": 0},
         more=(
             BenchResult(

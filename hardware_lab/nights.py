@@ -100,8 +100,8 @@ def accept(store: Lab, what: str, why: str, name: str = NAME) -> Job:
         job = store.job(counted[-1].night.job)
     else:
         job = store.job(what)
-        if not is_night(job) or job.state != "done":
-            raise UserError(f"job {what!r} is not one of a night, or has not measured")
+        if not is_night(job) or job.labels[NAME] != name or job.state != "done":
+            raise UserError(f"job {what!r} is no night of {name!r} that has measured")
     return store.label(job.id, {ACCEPTED: why})
 
 

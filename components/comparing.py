@@ -116,36 +116,30 @@ def _samples(client: MlflowClient, run: Run) -> tuple[float, ...]:
 def _fastest(measured: Sequence[dict[Key, Measured]]) -> Iterator[dict[str, Any]]:
     questions = {(key[3], key[0], key[1]) for own in measured for key in own}
     for board, model, stages in sorted(questions):
-        best = []
-        for own in measured:
-            rows = [
-                (item.metrics["throughput_fps"], key[2], item)
-                for key, item in own.items()
-                if (key[3], key[0], key[1]) == (board, model, stages)
-                and "throughput_fps" in item.metrics
-            ]
-            # Of plans with the same stages, which share a measurement, the first name stands.
-            fps, planner, item = max(rows, key=lambda row: row[0], default=(0.0, "", None))
-            best.append(
-                None
-                if item is None
-                else {
-                    "planner": planner,
-                    "throughput_fps": fps,
-                    "latency_p50_ms": item.metrics["latency_p50_ms"],
-                    "simulated": item.simulated,
-                }
-            )
-        if not any(best):
-            continue
-        winner = max(range(len(best)), key=lambda i: best[i]["throughput_fps"] if best[i] else 0.0)
-        yield {
-            "board": board,
-            "model": model,
-            "stages": stages,
-            "runs": best,
-            "fastest_run": winner,
+        best = [_best(own, board, model, stages) for own in measured]
+        speeds = [0.0 if one is None else one["throughput_fps"] for one in best]
+        if any(speeds):
+            yield {
+                "board": board,
+                "model": model,
+                "stages": stages,
+                "runs": best,
+                "fastest_run": speeds.index(max(speeds)),
+            }
+
+
+def _best(own: dict[Key, Measured], board: str, model: str, stages: int) -> dict[str, Any] | None:
+    rows: list[dict[str, Any]] = [
+        {
+            "planner": key[2],
+            "throughput_fps": item.metrics["throughput_fps"],
+            "latency_p50_ms": item.metrics["latency_p50_ms"],
+            "simulated": item.simulated,
         }
+        for key, item in own.items()
+        if (key[3], key[0], key[1]) == (board, model, stages) and "throughput_fps" in item.metrics
+    ]
+    return max(rows, key=lambda row: row["throughput_fps"], default=None)
 
 
 def _changes(measured: Sequence[dict[Key, Measured]]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Reading what components.tracking recorded: executions by what people call them, and their runs."""
+"""Reading what components.tracking recorded: executions, by what people call them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from http.client import HTTPException
@@ -210,8 +210,10 @@ def start(folder: Path, service: Service, on_wait: Callable[[str], None]) -> Sta
     """
     log = folder / f"{service.name}.log"
     there = _processes(folder, service.name)
-    if there and all(_mark(p) == _marked(folder, service) for p in there) and _healthy(service):
-        return Status(service.name, service.url, "running", _leader(there), log)
+    leader = _leader(folder, service.name)
+    whole = leader in {p.pid for p in there}
+    if whole and all(_mark(p) == _marked(folder, service) for p in there) and _healthy(service):
+        return Status(service.name, service.url, "running", leader, log)
     if there:
         stop(folder, service.name)
     _check_free(service)
@@ -286,9 +288,10 @@ def _processes(folder: Path, name: str) -> list[psutil.Process]:
     return [p for p in psutil.process_iter() if _mark(p).startswith(prefix)]
 
 
-def _leader(processes: Sequence[psutil.Process]) -> int:
-    own = {process.pid for process in processes}
-    return min(p.pid for p in processes if p.ppid() not in own)
+def _leader(folder: Path, name: str) -> int:
+    """The process that was started; what it started may outlive it. 0 for none."""
+    file = folder / f"{name}.pid"
+    return int(read_text(file, "a process id")) if file.exists() else 0
 
 
 def _healthy(service: Service) -> bool:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -135,7 +136,8 @@ class Server:
 
     def make_bucket(self, name: str) -> None:
         """Make a bucket, unless it is there."""
-        self._client.create_bucket(Bucket=name)
+        with suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
+            self._client.create_bucket(Bucket=name)
 
     @cached_property
     def _client(self) -> Any:

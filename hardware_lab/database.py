@@ -178,6 +178,10 @@ tokens = Table(
 )
 
 
+class FullError(UserError):
+    """The database can be read, but not written: its disk is full, or its files are not ours."""
+
+
 class Database:
     """Tables, and who may write them when.
 
@@ -268,7 +272,7 @@ class Database:
                 raise DeviceError(
                     f"{self.where}: does not answer ({reason})", retryable=True
                 ) from None
-            raise UserError(
+            raise FullError(
                 f"{self.where}: cannot be used ({reason}); what it holds is untouched: make "
                 "room or give another place as --lab, then run again"
             ) from None

@@ -474,7 +474,7 @@ class Store:
         """How many jobs are in which state; of none there is no word."""
         query = select(_jobs.c.state, func.count()).group_by(_jobs.c.state)
         with self._database.read() as connection:
-            return dict(connection.execute(query).tuples())
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def leases(self) -> list[Lease]:
         """The running jobs."""
@@ -615,12 +615,16 @@ class Store:
             files: That the result comes with, raw samples among them; in the artifact store.
 
         Raises:
-            DeviceError: The job's lease has ended; the result is refused. Or the database is not
+            DeviceError: The job's lease has ended, or the result has numbers that cannot be; it is
+                refused. Or the database is not
                 to be reached, which is retryable.
             UserError: The disk is full; what was kept before is intact, and the job will be
                 found and run again.
         """
-        data = json.dumps(result.to_json(), allow_nan=False)
+        try:
+            data = json.dumps(result.to_json(), allow_nan=False)
+        except (ValueError, ArithmeticError, LookupError, TypeError) as error:
+            raise DeviceError(f"job {job.id}: what was measured is no result ({error!r})") from None
         ending: dict[str, Any] = {"state": "done"}
         if result.fell_back and not job.allow_fallback:
             ending = {"state": "invalid", "error": _fallback(job, result), "error_is_users": False}

@@ -18,7 +18,7 @@ from coralline.files import make_folder
 from coralline.home import home_folder
 from coralline.runtime.measurement import Measurement
 from hardware_lab.announcements import Announced, BoardFacts
-from hardware_lab.artifacts import CHUNK_BYTES, Files, Model, reading, ref_of
+from hardware_lab.artifacts import CHUNK_BYTES, PREFIX, Files, Model, hex_of, reading, ref_of
 from hardware_lab.artifacts.bundle import packed
 from hardware_lab.compare import SCHEMA as COMPARISON
 from hardware_lab.compare import Comparison
@@ -284,18 +284,18 @@ class RemoteArtifacts:
 
     def open(self, ref: str, start: int = 0) -> AbstractContextManager[BinaryIO]:
         """As `Artifacts.open`."""
-        return self._http.stream(_path("artifacts", ref), start)
+        return self._http.stream(_artifact(ref), start)
 
     def size(self, ref: str) -> int | None:
         """As `Artifacts.size`."""
-        return self._http.size(_path("artifacts", ref))
+        return self._http.size(_artifact(ref))
 
     def _send(self, stream: BinaryIO) -> str:
         start = stream.tell()
         ref = ref_of(stream)
         size_bytes = stream.tell() - start
         stream.seek(start)
-        self._http.send(_path("artifacts", ref), stream, size_bytes)
+        self._http.send(_artifact(ref), stream, size_bytes)
         return ref
 
 
@@ -348,6 +348,10 @@ class _Boards:
 
 def _path(*parts: str) -> str:
     return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _artifact(ref: str) -> str:
+    return f"/artifacts/{PREFIX}{hex_of(ref)}"
 
 
 def _attempt(job: Job, what: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from components.nightly import measure_night, read_night, write_night
-from components.reporting import tracking_database
+from components.tracking import tracking_database
 from coralline.cli.main import main
 from coralline.errors import UserError
 from coralline.staging import Effort, StagingProblem, make_plan

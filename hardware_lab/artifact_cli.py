@@ -34,9 +34,9 @@ def fetch(
     from coralline.files import make_folder
     from hardware_lab.artifacts.cache import fetch_model
     from hardware_lab.artifacts.download import download
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
-    store = Store(where or default_lab(), artifacts)
+    store = open_lab(where, artifacts)
     job, files = store.job(job_id), store.files(job_id)
     models = {"model": job.model, "against": job.model_against}
     model = models.get(name or "")

@@ -45,6 +45,7 @@ from hardware_lab.database import Database, State, iso
 from hardware_lab.database import demands as _demands
 from hardware_lab.database import jobs as _jobs
 from hardware_lab.database import measurements as _measurements
+from hardware_lab.glance import Glance
 from hardware_lab.health import HealthRecords
 from hardware_lab.inventory import Demand
 from hardware_lab.locks import Lock
@@ -174,6 +175,7 @@ class Store:
     def __init__(self, where: Path | str) -> None:
         self._database = Database(where)
         self.where = self._database.where
+        self.glance = Glance(self._database)
         self.health = HealthRecords(self._database)
         self.boards = BoardRecords(self._database)
         self.tokens = Tokens(self._database)
@@ -384,7 +386,7 @@ class Store:
         """How many jobs are in which state; of none there is no word."""
         query = select(_jobs.c.state, func.count()).group_by(_jobs.c.state)
         with self._database.read() as connection:
-            return dict(connection.execute(query).tuples())
+            return dict(connection.execute(query).tuples().all())
 
     def leases(self) -> list[Lease]:
         """The running jobs."""

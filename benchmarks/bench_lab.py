@@ -3,6 +3,7 @@ is timed."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,7 @@ def run(quick: bool) -> BenchResult:
     n_boards, n_runners, n_jobs = (20, 4, 200) if quick else (200, 20, 10_000)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["CORALLINE_ARTIFACTS"] = f"{folder}/artifacts"
         rows.append(("SQLite", *_load(f"{folder}/lab", folder, n_boards, n_runners, n_jobs)))
         if (found := binaries()) is not None:
             with _server(found) as url:

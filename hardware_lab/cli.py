@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from coralline.cli import output
-from hardware_lab.show import print_result, print_table, write_result
+from hardware_lab.meters_cli import meters
+from hardware_lab.show import print_result, print_table, write_files, write_result
 
 if TYPE_CHECKING:
     from hardware_lab.inventory import Inventory
@@ -43,6 +44,15 @@ def _where() -> Any:
         "--lab",
         envvar="CORALLINE_LAB",
         help="Folder that keeps the jobs and measurements, or postgresql://user@host/database.",
+    )
+
+
+def _artifacts() -> Any:
+    return typer.Option(
+        None,
+        "--artifacts",
+        envvar="CORALLINE_ARTIFACTS",
+        help="Folder that keeps models and raw samples; else one in the lab's folder.",
     )
 
 
@@ -136,6 +146,7 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
             "resource": board.resource,
             "tags": dict(found.tags[name]),
             **asdict(board),  # type: ignore[call-overload]
+            "meter": None if (meter := getattr(board, "meter", None)) is None else meter.name,
         }
         for name, board in found.boards.items()
     ]
@@ -148,11 +159,14 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
             row["name"],
             row["kind"],
             ", ".join(f"{tag} {count}" for tag, count in row["tags"].items()),
-            ", ".join(f"{k} {v}" for k, v in row.items() if k not in hidden),
+            ", ".join(f"{k} {v}" for k, v in row.items() if k not in hidden and v is not None),
         ]
         for row in rows
     ]
     print_table(["board", "kind", "tags", "options"], shown)
+
+
+lab.command("meters", epilog="Example: coralline lab meters hub --seconds 5")(meters)
 
 
 @lab.command("health", epilog="Example: coralline lab health pi --set unknown --why 'new cable'")
@@ -223,6 +237,7 @@ def submit(
     allow_fallback: bool = _allow_fallback(),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
     json: bool = _json(),
 ) -> None:
     """Queue a measurement; `coralline lab run` makes it."""
@@ -234,7 +249,7 @@ def submit(
         raise UserError("no board is asked for; give --board or --need")
     demand = Demand(board, parse_needs(need))
     load_inventory(inventory).check(demand)
-    job = Store(where or default_lab()).submit(
+    job = Store(where or default_lab(), artifacts).submit(
         path,
         demand,
         **_samples(repetitions, seconds, percentile),
@@ -280,13 +295,16 @@ def run(
     group: str | None = _group(),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
     json: bool = _json(),
 ) -> None:
     """Run the queued jobs, and those whose runner was lost; exit code 1 unless all are done."""
     from hardware_lab.inventory import load_inventory
     from hardware_lab.store import Store, default_lab
 
-    ended = _run(Store(where or default_lab()), load_inventory(inventory), group, quiet=json)
+    ended = _run(
+        Store(where or default_lab(), artifacts), load_inventory(inventory), group, quiet=json
+    )
     if json:
         output.print_json({"jobs": [job.to_json() for job in ended]})
     else:
@@ -296,7 +314,11 @@ def run(
 
 
 @lab.command("runner", epilog="Example: coralline lab runner --lab postgresql://lab@db/lab")
-def runner(inventory: Path | None = _inventory(), where: str | None = _where()) -> None:
+def runner(
+    inventory: Path | None = _inventory(),
+    where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
+) -> None:
     """Run jobs as they come, until told to end: a first signal waits for those that run."""
     import logging
     import signal
@@ -310,7 +332,7 @@ def runner(inventory: Path | None = _inventory(), where: str | None = _where()) 
     log = logging.getLogger("hardware_lab")
     log.setLevel(logging.INFO)
     boards = load_inventory(inventory)
-    store = Store(where or default_lab())
+    store = Store(where or default_lab(), artifacts)
     told = Event()
 
     def end(number: int, _: object) -> None:
@@ -390,6 +412,7 @@ def bench(
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the measurement here."),
     inventory: Path | None = _inventory(),
     where: str | None = _where(),
+    artifacts: str | None = _artifacts(),
     json: bool = _json(),
 ) -> None:
     """Run a split model as a pipeline on a board; a job of the lab, run at once."""
@@ -400,7 +423,7 @@ def bench(
 
     boards = load_inventory(inventory)
     boards.board(board)
-    store = Store(where or default_lab())
+    store = Store(where or default_lab(), artifacts)
     group = f"bench-{uuid4().hex[:8]}"
     job = store.submit(
         path,
@@ -423,6 +446,7 @@ def bench(
     result = store.result(job.id)
     if out is not None:
         write_result(out, result)
+        write_files(out, store, job.id)
     if json:
         output.print_json(result.to_json())
     else:

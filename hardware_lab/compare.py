@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from coralline.errors import UserError
+from coralline.files import make_folder
 from coralline.runtime.child import Progress
 from coralline.runtime.measurement import Measurement
+from coralline.runtime.samples import write_samples
 from coralline.runtime.statistics import Estimate, ratio_of_blocks
 from hardware_lab.boards import Board, Task
 
@@ -75,6 +77,21 @@ class Comparison:
         )
 
 
+def write_all_samples(result: Measurement | Comparison, out: Path) -> None:
+    """Write raw samples as Parquet; of a comparison into two files, `.a` and `.b` in their names.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    if isinstance(result, Measurement):
+        parts = {"": result}
+    else:
+        parts = {".a": result.a, ".b": result.b}
+    for name, part in parts.items():
+        if part.latency_ms:
+            write_samples(part, out.with_suffix(f"{name}.parquet"))
+
+
 def compare(
     board: Board, task: Task, against: Path, on_progress: Progress | None = None
 ) -> Comparison:
@@ -104,7 +121,10 @@ def compare(
                 if on_progress is not None:
                     on_progress(before * total + done, 4 * blocks * total)
 
-            parts.append(board.measure(replace(each, path=path), report))
+            scratch = task.scratch
+            if scratch is not None:
+                scratch = make_folder(scratch / f"turn-{before:02d}-{'a' if parts is a else 'b'}")
+            parts.append(board.measure(replace(each, path=path, scratch=scratch), report))
     summaries = [part.summary() for part in (*a, *b)]
     shared = [name for name in summaries[0] if all(s.get(name, 0) > 0 for s in summaries)]
 

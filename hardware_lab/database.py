@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -81,12 +82,12 @@ jobs = Table(
     Column("batch", Text),
     Column("labels", JSON, nullable=False),
     Column("path", Text, nullable=False),
-    Column("digest", Text, nullable=False),
+    Column("artifact", Text, nullable=False),
     Column("repetitions", Integer, nullable=False),
     Column("warmup", Integer, nullable=False),
     Column("seconds", Double),
     Column("against", Text),
-    Column("against_digest", Text),
+    Column("against_artifact", Text),
     Column("allow_fallback", Boolean, nullable=False),
     Column("max_attempts", Integer, nullable=False),
     Column("state", Text, CheckConstraint(f"state IN {STATES}"), nullable=False),
@@ -121,6 +122,15 @@ measurements = Table(
     Column("job", ForeignKey("jobs.number"), primary_key=True),
     Column("attempt", Integer, nullable=False),
     Column("measurement", Text, nullable=False),
+    Column("not_stored", Text),
+)
+files = Table(
+    "files",
+    _metadata,
+    Column("job", ForeignKey("jobs.number"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("ref", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
 )
 health = Table(
     "health",

@@ -1,9 +1,11 @@
-"""`coralline.inventory/v1`: the boards of a lab, as a YAML file.
+"""`coralline.inventory/v1`: the boards of a lab and their meters, as a YAML file.
 
 schema: coralline.inventory/v1
+meters:
+  hub: {kind: ina226, at: usb-vbus, bus: 1, shunt_ohm: 0.01, accuracy_percent: 1.2}
 boards:
   host: {kind: host, threads_per_stage: 1}
-  chain: {kind: coral-local, devices: "usb:0, usb:1", tags: {edgetpu: 2, usb3: 1}}
+  chain: {kind: coral-local, devices: "usb:0, usb:1", tags: {edgetpu: 2, usb3: 1}, meter: hub}
 
 Tags say what a board has, and how many of it; a job may ask for them in place of a board.
 """
@@ -16,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import yaml
 
 from coralline.errors import UserError, read_text
 from hardware_lab.boards import Board, board_kinds
+from hardware_lab.meters import Meter, meter_kinds
 
 SCHEMA = "coralline.inventory/v1"
 TAG = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?")
@@ -75,10 +78,11 @@ def parse_needs(texts: Sequence[str]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The boards, and their tags, by name in the file's order."""
+    """The boards, their tags, and the meters, by name in the file's order."""
 
     boards: Mapping[str, Board]
     tags: Mapping[str, Tags]
+    meters: Mapping[str, Meter] = field(default_factory=dict)
 
     def board(self, name: str) -> Board:
         """A board by name.
@@ -89,6 +93,17 @@ class Inventory:
         if name not in self.boards:
             raise UserError(f"board {name!r} is not known; choose {', '.join(self.boards)}")
         return self.boards[name]
+
+    def meter(self, name: str) -> Meter:
+        """A meter by name.
+
+        Raises:
+            UserError: The lab has no such meter.
+        """
+        if name not in self.meters:
+            known = ", ".join(self.meters) or "none is in the inventory, under `meters`"
+            raise UserError(f"meter {name!r} is not known; choose {known}")
+        return self.meters[name]
 
     def meeting(self, demand: Demand) -> list[str]:
         """The names of the boards that may do what is demanded."""
@@ -134,6 +149,8 @@ class _Reader:
 
     def __init__(self, where: str) -> None:
         self._where = where
+        self._meters: dict[str, Meter] = {}
+        self._on: dict[str, Board] = {}  # by the name of its meter
 
     def read(self, text: str) -> Inventory:
         try:
@@ -152,17 +169,26 @@ class _Reader:
         boards = top.pop("boards", None)
         if boards is None:
             self._fail(root, "`boards` is missing")
+        meters = top.pop("meters", None)
         for name, node in top.items():
-            self._fail(node, f"{name!r} is not known; an inventory has `schema` and `boards`")
+            self._fail(
+                node, f"{name!r} is not known; an inventory has `schema`, `meters` and `boards`"
+            )
+        for name, node in ({} if meters is None else self._mapping(meters, "`meters`")).items():
+            options = self._mapping(node, f"meter {name!r}")
+            made_by = self._kind(f"meter {name!r}", node, options, meter_kinds())
+            self._meters[name] = self._made(f"meter {name!r}", name, node, options, made_by, ())
         found = {}
         tags: dict[str, Tags] = {}
         for name, node in self._mapping(boards, "`boards`").items():
             options = self._mapping(node, f"board {name!r}")
             tags[name] = self._tags(name, options.pop("tags", None))
-            found[name] = self._board(name, node, options)
+            made_by = self._kind(f"board {name!r}", node, options, board_kinds())
+            board: Board = self._made(f"board {name!r}", name, node, options, made_by, ("tags",))
+            found[name] = board
         if not found:
             self._fail(boards, "`boards` is empty; name at least one board")
-        return Inventory(found, tags)
+        return Inventory(found, tags, self._meters)
 
     def _tags(self, name: str, node: yaml.Node | None) -> Tags:
         if node is None:
@@ -176,38 +202,67 @@ class _Reader:
                 self._fail(count, f"board {name!r}: tag {tag} is {tags[tag]}; it must be above 0")
         return tags
 
-    def _board(self, name: str, node: yaml.Node, options: dict[str, yaml.Node]) -> Board:
-        kinds = board_kinds()
+    def _kind(
+        self,
+        what: str,
+        node: yaml.Node,
+        options: dict[str, yaml.Node],
+        kinds: Mapping[str, type[Any]],
+    ) -> type[Any]:
         kind = options.pop("kind", None)
         if kind is None:
-            self._fail(node, f"board {name!r} has no `kind`; choose {', '.join(kinds)}")
+            self._fail(node, f"{what} has no `kind`; choose {', '.join(kinds)}")
         if kind.value not in kinds:
             self._fail(
                 kind,
-                f"board {name!r} is of kind {kind.value!r}, which this version has no driver "
+                f"{what} is of kind {kind.value!r}, which this version has no driver "
                 f"for; choose {', '.join(kinds)}",
             )
-        made_by = cast(Any, kinds[kind.value])
+        return kinds[kind.value]
+
+    def _made(
+        self,
+        what: str,
+        name: str,
+        node: yaml.Node,
+        options: dict[str, yaml.Node],
+        made_by: type[Any],
+        others: Sequence[str],
+    ) -> Any:
+        """The dataclass that the options make; `others` may be given too."""
         known = {field.name: field for field in fields(made_by) if field.name != "name"}
         values = {}
         for key, value in options.items():
             if key not in known:
-                options_known = ", ".join((*known, "tags"))
-                self._fail(
-                    value, f"board {name!r}: option {key!r} is not known; choose {options_known}"
-                )
-            values[key] = self._value(f"board {name!r}: {key}", value, str(known[key].type))
+                choices = ", ".join((*known, *others))
+                self._fail(value, f"{what}: option {key!r} is not known; choose {choices}")
+            values[key] = self._value(f"{what}: {key}", value, str(known[key].type))
         for key, option in known.items():
             if key not in values and option.default is MISSING:
-                self._fail(node, f"board {name!r} lacks {key!r}")
+                self._fail(node, f"{what} lacks {key!r}")
         try:
-            board: Board = made_by(name=name, **values)
+            made = made_by(name=name, **values)
         except UserError as error:
-            self._fail(node, f"board {name!r}: {error}")
-        return board
+            self._fail(node, f"{what}: {error}")
+        meter = values.get("meter")
+        if meter is not None:
+            other = self._on.setdefault(meter.name, made)
+            if other.resource != made.resource:
+                self._fail(
+                    options["meter"],
+                    f"{what}: meter {meter.name!r} is on board {other.name!r} already, and would "
+                    "see both",
+                )
+        return made
 
     def _value(self, what: str, node: yaml.Node, wanted: str) -> Any:
         value = yaml.SafeLoader("").construct_object(node, deep=True)
+        wanted = wanted.removesuffix(" | None")
+        if wanted == "Meter":
+            if not isinstance(value, str) or value not in self._meters:
+                known = ", ".join(self._meters) or "none is under `meters`"
+                self._fail(node, f"{what} is {value!r}; choose {known}")
+            return self._meters[value]
         if wanted == "float" and type(value) is int:
             return float(value)
         if type(value).__name__ != wanted:

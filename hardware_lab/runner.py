@@ -21,8 +21,10 @@ from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
 
-from coralline.errors import CorallineError, DeviceError, UserError
+from coralline.errors import CorallineError, DeviceError
 from coralline.runtime.measurement import Measurement
+from hardware_lab.artifacts import Files, RefusedError
+from hardware_lab.artifacts.download import LIMIT_S, DiskError
 from hardware_lab.boards import Board, Task, here
 from hardware_lab.checks import UnfitError, check
 from hardware_lab.compare import Comparison, compare
@@ -36,13 +38,13 @@ from hardware_lab.store import (
     Job,
     Lease,
     Store,
-    content_digest,
 )
+from hardware_lab.workplace import Work, Workplace
 
 POLL_S = (0.05, 1.0)
 """How often to look for jobs: right after something has happened, and when nothing does."""
 PATIENCE_S = 300.0
-"""How long to wait for a database that does not answer."""
+"""How long to wait for a database or an artifact store that does not answer."""
 
 Progress = Callable[[Job, int, int], None]
 """Called with the job, the inferences done and the inferences to do; from several threads."""
@@ -69,12 +71,17 @@ def run_jobs(
         The jobs that this call ended, as they are now.
 
     Raises:
-        UserError: The store cannot be written; its jobs will be found again.
-        DeviceError: The database has not answered for PATIENCE_S; the same.
+        UserError: The store, or a disk of this machine, cannot be written; its jobs will be found
+            again.
+        DeviceError: The database or the artifact store has not answered for PATIENCE_S; the same.
     """
     ended: list[str] = []
     Runner(store, inventory, group, on_progress, lambda job: ended.append(job.id)).run()
     return store.jobs(ended)
+
+
+class SilentError(DeviceError):
+    """The artifact store has not answered for so long that the runner gives up."""
 
 
 @dataclass
@@ -117,6 +124,7 @@ class Runner:
         # Never used again: a lease without its runner is not renewed.
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._store = store
+        self._workplace = Workplace(store)
         self._inventory = inventory
         self._resources = {board.resource for board in inventory.boards.values()}
         self._group = group
@@ -131,6 +139,7 @@ class Runner:
         self._happened = Event()
         self._leaving = Event()
         self._patience_s = PATIENCE_S
+        self._artifacts_answered = _now_s()
 
     def run(self, until: Event | None = None) -> None:
         """Run jobs until none is left; or, when `until` is given, until it is set.
@@ -242,22 +251,23 @@ class Runner:
         return True
 
     def _execute(self, board: Board, held: _Held, lock: ExitStack) -> None:
-        with lock:
-            self._record(board, held.job, self._measure(board, held))
+        with lock, self._workplace.attempt(held.job) as work:
+            outcome = self._measure(board, held, work)
+            files = None
+            if not isinstance(outcome, CorallineError):
+                files = self._keep(held, work, outcome)
+            self._record(board, held.job, outcome, files)
         self._on_end(held.job)
 
-    def _measure(self, board: Board, held: _Held) -> Outcome:
-        job, path = held.job, Path(held.job.path)
-        against = None if job.against is None else Path(job.against)
+    def _measure(self, board: Board, held: _Held, work: Work) -> Outcome:
+        job = held.job
         told = self._on_progress
         progress = None if told is None else partial(told, job)
         outcome: Outcome
         try:
             if is_due(self._health.get(board.name), self._now):
                 check(self._store, board)
-            _unchanged(path, job.digest)
-            if against is not None:
-                _unchanged(against, job.against_digest)
+            path, against = self._models(held, work)
             task = Task(
                 id=job.id,
                 path=path,
@@ -265,12 +275,15 @@ class Runner:
                 warmup=job.warmup,
                 seconds=job.seconds,
                 keep_open=(held.lock.descriptor,),
+                scratch=work.raw,
                 stop=held.over,
             )
             if against is None:
                 outcome = board.measure(task, progress)
             else:
                 outcome = compare(board, task, against, progress)
+        except (DiskError, RefusedError, SilentError):
+            raise
         except CorallineError as error:
             outcome = error
         except Exception as error:
@@ -280,12 +293,40 @@ class Runner:
             return DeviceError(f"{board.name}: its runner had to leave it", retryable=True)
         return outcome
 
-    def _record(self, board: Board, job: Job, outcome: Outcome) -> None:
+    def _models(self, held: _Held, work: Work) -> tuple[Path, Path | None]:
+        limit_s = min(LIMIT_S, self._patience_s)
+        try:
+            found = self._workplace.models(work, limit_s=limit_s, stop=held.over)
+        except DeviceError as error:
+            if held.over() or math.isinf(self._patience_s):
+                raise UnfitError(f"{error}") from None
+            raise SilentError(f"{error}") from None
+        self._artifacts_answered = _now_s()
+        return found
+
+    def _keep(self, held: _Held, work: Work, result: Measurement | Comparison) -> Files:
+        """Put the raw files where they belong; without them a result is still a result."""
+        while True:
+            try:
+                files = self._workplace.keep(work, result)
+                self._artifacts_answered = _now_s()
+                return files
+            except CorallineError as error:
+                # Counted from its last answer: the jobs after the first do not wait as long.
+                patient = _now_s() - self._artifacts_answered < PATIENCE_S
+                if getattr(error, "retryable", False) and patient and not held.over():
+                    log.warning("%s", error)
+                    if not self._leaving.wait(POLL_S[1]):
+                        continue
+                log.error("job %s: its raw files are not stored: %s", held.job.id, error)
+                return Files(not_stored=" ".join(str(error).split()))
+
+    def _record(self, board: Board, job: Job, outcome: Outcome, files: Files | None) -> None:
         asked = _now_s()
         while True:
             try:
                 if not isinstance(outcome, CorallineError):
-                    self._store.finish(job, outcome)
+                    self._store.finish(job, outcome, files)
                 elif isinstance(outcome, UnfitError):
                     self._store.give_back(job, outcome)
                 else:
@@ -345,11 +386,6 @@ class Runner:
                     held.renewed = sent
                 elif held.since < sent:
                     held.lost = True
-
-
-def _unchanged(path: Path, digest: str | None) -> None:
-    if content_digest(path) != digest:
-        raise UserError(f"{path}: has changed since the job was submitted; submit it again")
 
 
 def _now_s() -> float:

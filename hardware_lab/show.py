@@ -9,23 +9,28 @@ from typing import TYPE_CHECKING
 from coralline.cli import output
 
 if TYPE_CHECKING:
+    from coralline.runtime.energy import EnergyRecord
     from coralline.runtime.measurement import Measurement
     from hardware_lab.compare import Comparison
+    from hardware_lab.store import Store
 
 
 def write_result(out: Path, result: Measurement | Comparison) -> None:
     """The result as JSON, and beside it the raw samples as Parquet: of a comparison, two files."""
-    from coralline.runtime.measurement import Measurement
-    from coralline.runtime.samples import write_samples
+    from hardware_lab.compare import write_all_samples
 
     output.write_json(out, result.to_json())
-    if isinstance(result, Measurement):
-        parts = {"": result}
-    else:
-        parts = {".a": result.a, ".b": result.b}
-    for name, part in parts.items():
-        if part.latency_ms:
-            write_samples(part, out.with_suffix(f"{name}.parquet"))
+    write_all_samples(result, out.with_suffix(".parquet"))
+
+
+def write_files(out: Path, store: Store, job_id: str) -> None:
+    """What a result comes with beside its samples, beside `out`: power.parquet as
+    OUT.power.parquet."""
+    from hardware_lab.artifacts.download import download
+
+    for name, file in store.files(job_id).kept.items():
+        if not name.startswith("samples."):
+            download(store.artifacts, file.ref, out.with_suffix(f".{name.replace('/', '.')}"))
 
 
 def print_result(result: Measurement | Comparison) -> None:
@@ -84,16 +89,46 @@ def print_measurement(m: Measurement) -> None:
         _print_samples(m, said)
     else:
         _print_reported(m.latency_reported_ms, said)
-    if m.energy_mj_per_inference is not None:
-        source = "simulated" if m.simulated else f"meter {m.meter}"
-        console.print(f"energy {m.energy_mj_per_inference:.3f} mJ per inference ({source})")
-    else:
+    if m.energy is not None:
+        _print_energy(m.energy)
+    elif m.energy_mj_per_inference is not None:
+        console.print(f"energy {m.energy_mj_per_inference:.3f} mJ per inference (simulated)")
+    elif "meter_failure" not in m.environment:
         console.print("energy not known: no meter")
     if m.outputs_equal:
         console.print("every output that was checked has the whole model's bits")
     for mark in m.marks:
         console.print(f"[yellow]{escape(mark)}[/yellow]")
     console.print(f"job {m.id}")
+
+
+def _print_energy(energy: EnergyRecord) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    def cell(value: float, uncertainty: Mapping[str, float | None]) -> str:
+        total = uncertainty["total"]
+        return f"{value:.4g}" if total is None else f"{value:.4g} ± {total:.2g}"
+
+    print_table(
+        ["energy, mJ per inference", "gross", "net", "mean W", "s", "inferences"],
+        [
+            [
+                {"alone": "one alone", "full": "pipeline full"}[name],
+                cell(spent.gross_mj, spent.gross_uncertainty_mj),
+                cell(spent.net_mj, spent.net_uncertainty_mj),
+                f"{spent.power_w:.4g}",
+                f"{spent.seconds:.1f}",
+                str(spent.inferences),
+            ]
+            for name, spent in energy.windows.items()
+        ],
+    )
+    meter = energy.meter
+    Console(soft_wrap=True).print(
+        f"meter {escape(meter.name)} ({escape(meter.device)}) at {meter.at}; idle draws "
+        f"{energy.idle_w:.4g} W"
+    )
 
 
 def _print_reported(reported: Mapping[str, float], said: str) -> None:

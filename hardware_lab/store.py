@@ -19,12 +19,12 @@ younger by more than AGEING_S times the steps between them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -37,12 +37,14 @@ from sqlalchemy.sql.elements import ColumnElement
 from coralline.errors import DeviceError, UserError
 from coralline.home import home_folder
 from coralline.runtime.measurement import Measurement
-from coralline.tflite.segments import MANIFEST, SegmentSet
 from hardware_lab.announcements import BoardRecords
+from hardware_lab.artifacts import File, Files, Model, PrunableArtifacts, open_artifacts
+from hardware_lab.artifacts.bundle import packed
 from hardware_lab.compare import SCHEMA as COMPARISON
 from hardware_lab.compare import Comparison
 from hardware_lab.database import Database, State, iso
 from hardware_lab.database import demands as _demands
+from hardware_lab.database import files as _files
 from hardware_lab.database import jobs as _jobs
 from hardware_lab.database import measurements as _measurements
 from hardware_lab.glance import Glance
@@ -51,7 +53,7 @@ from hardware_lab.inventory import Demand
 from hardware_lab.locks import Lock
 from hardware_lab.tokens import Tokens
 
-SCHEMA = "coralline.job/v2"
+SCHEMA = "coralline.job/v3"
 MAX_ATTEMPTS = 3
 MOST_SAMPLES = 1_000_000
 """Of one job: all samples are held in memory and kept."""
@@ -76,13 +78,12 @@ class Job:
         deadline_at: A job that has not begun by then is given up.
         group: Jobs that are run, listed or cancelled together.
         labels: What people or pipelines say of it, to find it by.
-        path: Absolute; a folder that `coralline split` wrote, or a plain .tflite.
-        digest: SHA-256 of the folder's manifest or of the .tflite at submission.
+        path: Where the model was, for people: a folder that `coralline split` wrote, or a .tflite.
+        artifact: What is measured: the model as it was then.
         repetitions: Samples of each mode.
         warmup: Inferences before the first sample of each mode.
         seconds: After so long a mode gives no more samples; None for no such limit.
-        against: A second folder or .tflite, to be compared with the first; None for none.
-        against_digest: Of the second.
+        against, against_artifact: Of a second model, to be compared with the first, or None.
         allow_fallback: Whether the result counts when another processor ran than was asked for.
         max_attempts: A job that has lost this many runners, or failed retryably this often, is
             failed.
@@ -103,12 +104,12 @@ class Job:
     group: str | None
     labels: Mapping[str, str]
     path: str
-    digest: str
+    artifact: str
     repetitions: int
     warmup: int
     seconds: float | None
     against: str | None
-    against_digest: str | None
+    against_artifact: str | None
     allow_fallback: bool
     max_attempts: int
     state: State
@@ -122,7 +123,7 @@ class Job:
     error_is_users: bool
 
     def to_json(self) -> dict[str, Any]:
-        """A `coralline.job/v2` object."""
+        """A `coralline.job/v3` object."""
         return {"schema": SCHEMA, **asdict(self)}
 
     def raise_error(self) -> None:
@@ -166,15 +167,24 @@ class Store:
 
     Args:
         where: A folder, made when absent, or the URL of a PostgreSQL database.
+        artifacts: Place of its artifacts, as `open_artifacts` takes it; else
+            $CORALLINE_ARTIFACTS, or a folder in the lab's folder.
+
+    Attributes:
+        where: The lab, for people.
+        folder: Of this machine, for files of the lab on their way.
+        health: Of its boards.
 
     Raises:
         UserError: The folder cannot be written, or holds something else.
         DeviceError: The server does not answer.
     """
 
-    def __init__(self, where: Path | str) -> None:
+    def __init__(self, where: Path | str, artifacts: str | None = None) -> None:
         self._database = Database(where)
         self.where = self._database.where
+        self.folder = self._database.folder
+        self._artifacts_place = artifacts or os.environ.get("CORALLINE_ARTIFACTS")
         self.glance = Glance(self._database)
         self.health = HealthRecords(self._database)
         self.boards = BoardRecords(self._database)
@@ -183,13 +193,13 @@ class Store:
 
     def submit(
         self,
-        path: Path,
+        model: Path | Model,
         demand: Demand,
         *,
         repetitions: int,
         warmup: int,
         seconds: float | None = None,
-        against: Path | None = None,
+        against: Path | Model | None = None,
         allow_fallback: bool = False,
         priority: int = 0,
         deadline_s: float | None = None,
@@ -200,14 +210,17 @@ class Store:
         """Put a job into the queue.
 
         Args:
+            model: A folder that `coralline split` wrote, or a .tflite, as it is now; or what is an
+                artifact of the lab already.
             demand: Which boards may make it.
             seconds: After so long a mode gives no more samples.
-            against: Compare the first path with this one.
+            against: Compare the first model with this one.
             allow_fallback: Accept what another processor ran than the one asked for.
             deadline_s: From now; a job that has not begun by then is given up.
 
         Raises:
             UserError: The path holds nothing to measure, or a number is out of range.
+            DeviceError: The database or the artifact store does not answer.
         """
         for name, value, least, most in (
             ("repetitions", repetitions, 1, MOST_SAMPLES),
@@ -227,7 +240,8 @@ class Store:
                 f"{MOST_DEADLINE_S:g} s"
             )
         wanted = demand.to_text()
-        digest = content_digest(path)
+        first = self._artifact(model)
+        second = None if against is None else self._artifact(against)
         with self._database.write() as connection:
             self._know(connection, wanted)
             now = self._database.now()
@@ -241,13 +255,13 @@ class Store:
                     deadline=None if deadline_s is None else now + deadline_s,
                     batch=group,
                     labels=dict(labels or {}),
-                    path=str(path.resolve()),
-                    digest=digest,
+                    path=first.name,
+                    artifact=first.ref,
                     repetitions=repetitions,
                     warmup=warmup,
                     seconds=seconds,
-                    against=None if against is None else str(against.resolve()),
-                    against_digest=None if against is None else content_digest(against),
+                    against=None if second is None else second.name,
+                    against_artifact=None if second is None else second.ref,
                     allow_fallback=allow_fallback,
                     max_attempts=max_attempts,
                     state="queued",
@@ -260,6 +274,23 @@ class Store:
             ).one()
         self._known_demands.add(wanted)
         return _job(row)
+
+    @cached_property
+    def artifacts(self) -> PrunableArtifacts:
+        """The models, and the raw files of the results.
+
+        Raises:
+            UserError: They have no place that all who share the lab can reach.
+        """
+        if self._artifacts_place is not None:
+            return open_artifacts(self._artifacts_place)
+        if not self._database.is_sqlite:
+            raise UserError(
+                f"{self.where}: others share this lab, and it does not say where its models and "
+                "raw files are; give --artifacts, or set CORALLINE_ARTIFACTS: a folder that all "
+                "have mounted"
+            )
+        return open_artifacts(str(self.folder / "artifacts"))
 
     def jobs(
         self,
@@ -337,6 +368,20 @@ class Store:
         if found["schema"] == COMPARISON:
             return Comparison.from_json(found)
         return Measurement.from_json(found)
+
+    def files(self, job_id: str) -> Files:
+        """The files that the result of a job comes with; none when it has none.
+
+        Raises:
+            UserError: There is no such job.
+        """
+        self.job(job_id)
+        mine = _jobs.c.id == job_id
+        with self._database.read() as connection:
+            lacks = connection.execute(select(_measurements.c.not_stored).join(_jobs).where(mine))
+            rows = connection.execute(select(_files).join(_jobs).where(mine).order_by("name"))
+            kept = {row.name: File(row.ref, row.size_bytes) for row in rows}
+            return Files(kept, lacks.scalar_one_or_none())
 
     def lock(self, resource: str, *, wait: bool = False) -> AbstractContextManager[Lock | None]:
         """Hold a resource of this machine; None when another does and `wait` is false."""
@@ -497,8 +542,13 @@ class Store:
             )
         return bool(ended.rowcount)
 
-    def finish(self, job: Job, result: Measurement | Comparison) -> None:
+    def finish(
+        self, job: Job, result: Measurement | Comparison, files: Files | None = None
+    ) -> None:
         """Keep what a claimed job measured; it is `invalid` when another processor ran.
+
+        Args:
+            files: That the result comes with, raw samples among them; in the artifact store.
 
         Raises:
             DeviceError: The job's lease has ended; the result is refused. Or the database is not
@@ -513,8 +563,15 @@ class Store:
         with self._database.write() as connection:
             number = self._end(connection, job, **ending)
             connection.execute(
-                insert(_measurements).values(job=number, attempt=job.attempt, measurement=data)
+                insert(_measurements).values(
+                    job=number,
+                    attempt=job.attempt,
+                    measurement=data,
+                    not_stored=files and files.not_stored,
+                )
             )
+            if files is not None:
+                _insert_files(connection, number, files)
 
     def fail(self, job: Job, error: Exception) -> None:
         """Note why a claimed job failed; queue it again if that may help.
@@ -583,6 +640,14 @@ class Store:
             ).all()
         return [_job(row) for row in sorted(ended, key=lambda row: row.number)]
 
+    def _artifact(self, model: Path | Model) -> Model:
+        if isinstance(model, Path):
+            with packed(model) as stream:
+                return Model(str(model.resolve()), self.artifacts.put(stream))
+        if self.artifacts.size(model.ref) is None:
+            raise UserError(f"{model.name}: {model.ref} is not in {self.artifacts.where}")
+        return model
+
     def _end(self, connection: Connection, job: Job, **values: Any) -> int:
         number = connection.execute(
             update(_jobs)
@@ -617,22 +682,13 @@ def _fallback(job: Job, result: Measurement | Comparison) -> str:
     )
 
 
-def content_digest(path: Path) -> str:
-    """SHA-256 of what a job measures: the split folder's manifest, or the .tflite.
-
-    Raises:
-        UserError: The path is neither.
-    """
-    if path.is_dir():
-        SegmentSet.read(path)
-        path = path / MANIFEST
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give a folder that `coralline split` "
-            "wrote, or a .tflite"
-        ) from None
+def _insert_files(connection: Connection, job: int, files: Files) -> None:
+    rows = [
+        {"job": job, "name": name, "ref": file.ref, "size_bytes": file.size_bytes}
+        for name, file in files.kept.items()
+    ]
+    if rows:
+        connection.execute(insert(_files), rows)
 
 
 def _job(row: Row[Any]) -> Job:
@@ -644,12 +700,12 @@ def _job(row: Row[Any]) -> Job:
         group=row.batch,
         labels=row.labels,
         path=row.path,
-        digest=row.digest,
+        artifact=row.artifact,
         repetitions=row.repetitions,
         warmup=row.warmup,
         seconds=row.seconds,
         against=row.against,
-        against_digest=row.against_digest,
+        against_artifact=row.against_artifact,
         allow_fallback=row.allow_fallback,
         max_attempts=row.max_attempts,
         state=row.state,

@@ -24,7 +24,7 @@ class HostRequest:
         board, board_kind: Written into it.
         repetitions: Samples of each mode.
         warmup: Inferences before the first sample of each mode.
-        seconds: As `run_pipeline` takes it.
+        seconds, idle_s: As `run_pipeline` takes them.
         threads_per_stage: CPU threads of each stage.
         seed: Of the random inputs.
     """
@@ -36,6 +36,7 @@ class HostRequest:
     repetitions: int
     warmup: int
     seconds: float | None = None
+    idle_s: float = 0.0
     threads_per_stage: int = 1
     seed: int = 0
 
@@ -76,6 +77,7 @@ def _measure_here(data: Mapping[str, Any], on_progress: Progress) -> dict[str, A
         repetitions=request.repetitions,
         warmup=request.warmup,
         seconds=request.seconds,
+        idle_s=request.idle_s,
         threads_per_stage=request.threads_per_stage,
         seed=request.seed,
         on_progress=on_progress,

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from coralline.errors import UserError
 from coralline.runtime import statistics
+from coralline.runtime.energy import EnergyRecord
+from coralline.runtime.power import Window
 
 if TYPE_CHECKING:
     from coralline.runtime.pipeline import PipelineRun
@@ -45,7 +47,8 @@ class Measurement:
         queue_wait_ms: For each stage, from leaving the stage before to the start of this one,
             one sample an inference, pipeline full.
         transfer_ms: For each stage, copying in and out, one sample an inference, pipeline full.
-        energy_mj_per_inference: Only when metered or simulated.
+        energy_mj_per_inference: Gross, with the pipeline full where it was. Only when metered or
+            simulated: `energy_source` tells which.
         outputs_equal: Whether every output that was checked had the whole model's bits: all were,
             but on a phone one a segment. None when the board cannot run the model, or where its
             own kernels round otherwise than this machine's.
@@ -58,6 +61,8 @@ class Measurement:
             one inference in flight: `count`, `mean` and, where known, `min`, `max`, `std`, `p5`,
             `p50`, `p95`. None where there are samples.
         at_s: When each sample with one inference in flight began, from the first.
+        windows: What was done when, on the clock of the lab's host; empty where it is not told.
+        energy: What the meter saw in these windows; None without one, or when it failed.
     """
 
     id: str
@@ -86,6 +91,8 @@ class Measurement:
     delegated_share: float | None = None
     latency_reported_ms: Mapping[str, float] | None = None
     at_s: tuple[float, ...] = ()
+    windows: tuple[Window, ...] = ()
+    energy: EnergyRecord | None = None
 
     @staticmethod
     def of_run(run: PipelineRun, segments: SegmentSet, **facts: Any) -> Measurement:
@@ -108,7 +115,7 @@ class Measurement:
             queue_wait_ms=rows(run.queue_wait_ms),
             transfer_ms=rows(run.transfer_ms),
             outputs_equal=run.outputs_equal,
-            **facts,
+            **{"windows": run.windows, **facts},
         )
 
     @staticmethod
@@ -125,6 +132,12 @@ class Measurement:
         begun = [datetime.fromisoformat(part.started_at) for part in parts]
         energies = [part.energy_mj_per_inference for part in parts]
         known = [energy for energy in energies if energy is not None]
+        records = [part.energy for part in parts if part.energy is not None]
+        energy = EnergyRecord.merged(records) if len(records) == len(parts) else None
+        if energy is not None:
+            whole: float | None = energy.whole.gross_mj
+        else:
+            whole = sum(known) / len(known) if len(known) == len(parts) else None
         environment = {**last.environment, "turns": len(parts)}
         for name, combine in (
             ("cores_busy_with_others", np.mean),
@@ -133,8 +146,11 @@ class Measurement:
         ):
             if name in environment:
                 environment[name] = float(combine([part.environment[name] for part in parts]))
+        for part in parts:
+            if "meter_failure" in part.environment:
+                environment["meter_failure"] = part.environment["meter_failure"]
 
-        def joined(name: str) -> tuple[float, ...]:
+        def joined(name: str) -> tuple[Any, ...]:
             return tuple(value for part in parts for value in getattr(part, name))
 
         def rows(name: str) -> tuple[tuple[float, ...], ...]:
@@ -155,7 +171,9 @@ class Measurement:
             stage_busy_ms=rows("stage_busy_ms"),
             queue_wait_ms=rows("queue_wait_ms"),
             transfer_ms=rows("transfer_ms"),
-            energy_mj_per_inference=(sum(known) / len(known) if len(known) == len(parts) else None),
+            energy_mj_per_inference=whole,
+            energy=energy,
+            windows=joined("windows"),
             outputs_equal=first.outputs_equal
             if all(part.outputs_equal == first.outputs_equal for part in parts)
             else None,
@@ -170,6 +188,13 @@ class Measurement:
     def fell_back(self) -> bool:
         """Whether another processor ran operators than the one asked for."""
         return self.processor_asked != self.processor_ran
+
+    @property
+    def energy_source(self) -> str | None:
+        """Where the energy comes from: `meter`, `model` (it is simulated), or None."""
+        if self.energy is not None:
+            return "meter"
+        return None if self.energy_mj_per_inference is None else "model"
 
     def latency_percentile_ms(self, percent: float) -> float:
         """A percentile of the latency with one inference in flight (linear interpolation)."""
@@ -191,26 +216,35 @@ class Measurement:
         if self.latency_reported_ms is not None:
             reported = {f"latency_{k}_ms": v for k, v in self.latency_reported_ms.items()}
             del reported["latency_count_ms"]
-            return {**reported, "first_inference_ms": self.first_inference_ms}
-        values = {
+            return {**reported, "first_inference_ms": self.first_inference_ms, **self._energies()}
+        return {
             "latency_p50_ms": self.latency_percentile_ms(50),
             "latency_p90_ms": self.latency_percentile_ms(90),
             "latency_p99_ms": self.latency_percentile_ms(99),
             "throughput_fps": self.throughput_fps,
             "first_inference_ms": self.first_inference_ms,
             "measured_bottleneck_ms": self.measured_bottleneck_ms,
+            **self._energies(),
         }
-        if self.energy_mj_per_inference is not None:
-            values["energy_mj_per_inference"] = self.energy_mj_per_inference
-        return values
+
+    def _energies(self) -> dict[str, float]:
+        if self.energy_mj_per_inference is None:
+            return {}
+        found = {"energy_mj_per_inference": self.energy_mj_per_inference}
+        if self.energy is not None:
+            found["energy_net_mj_per_inference"] = self.energy.whole.net_mj
+        return found
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What speaks against it: see `coralline.runtime.statistics.marks`."""
+        """What speaks against it: see `coralline.runtime.statistics.marks`, and for the energy
+        `EnergyRecord.marks`."""
         # What a device model computes does not depend on the state of this machine.
         if self.board_kind == "edgetpu-sim":
             return ()
         found = statistics.marks(self.latency_ms, self.at_s, self.environment)
+        if self.energy is not None:
+            found = (*found, *self.energy.marks)
         if self.fell_back:
             found = (
                 f"fell back: {self.processor_asked} was asked for and {self.processor_ran} ran",
@@ -244,6 +278,8 @@ class Measurement:
         return {
             "schema": SCHEMA,
             **asdict(self),
+            "energy": None if self.energy is None else self.energy.to_json(),
+            "energy_source": self.energy_source,
             "summary": self.summary(),
             "statistics": self.statistics(),
             "marks": list(self.marks),
@@ -267,6 +303,9 @@ class Measurement:
             values[name] = tuple(values.get(name, ()))
         for name in ("stage_busy_ms", "queue_wait_ms", "transfer_ms"):
             values[name] = tuple(tuple(row) for row in values[name])
+        values["windows"] = tuple(Window(**window) for window in values.get("windows", ()))
+        if values.get("energy") is not None:
+            values["energy"] = EnergyRecord.from_json(values["energy"])
         return Measurement(**values)
 
 

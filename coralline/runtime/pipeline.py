@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue, SimpleQueue
 from threading import Thread
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from coralline.graph import read_graph
 from coralline.graph.tflite_file import open_tflite
 from coralline.runtime.child import Progress
 from coralline.runtime.interpreter import Array, Model
+from coralline.runtime.power import Window
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import Segment, SegmentSet
 
@@ -56,6 +57,7 @@ class PipelineRun:
         transfer_ms: float64 (K, N): copying in and out, pipeline full.
         outputs_equal: Whether every output had the whole model's bits; None when nothing ran.
         partitions: For each stage, what `Model.partitions` says.
+        windows: What was done when: `idle` if asked for, `alone` and `full`, samples only.
     """
 
     warmup: int
@@ -69,6 +71,7 @@ class PipelineRun:
     transfer_ms: NDArray[np.float64]
     outputs_equal: bool | None
     partitions: tuple[dict[str, Any], ...] = ()
+    windows: tuple[Window, ...] = ()
 
 
 @dataclass
@@ -193,6 +196,7 @@ def run_pipeline(
     repetitions: int,
     warmup: int,
     seconds: float | None = None,
+    idle_s: float = 0.0,
     threads_per_stage: int = 1,
     seed: int = 0,
     on_progress: Progress | None = None,
@@ -206,6 +210,7 @@ def run_pipeline(
             pipeline is used.
         seconds: After so long one item in flight gives no more samples, and the full pipeline
             as many as it gave.
+        idle_s: How long to do nothing after the first inference, for a power meter.
         threads_per_stage: CPU threads of each stage.
         seed: Of the random inputs.
         on_progress: Called after each inference.
@@ -252,11 +257,20 @@ def run_pipeline(
             return np.array(times)
 
         first = run(1, 1)
+        windows = []
+        if idle_s:
+            began = perf_counter()
+            sleep(idle_s)
+            windows.append(Window("idle", began, perf_counter()))
         until = math.inf if seconds is None else perf_counter() + seconds
         alone = run(warmup + repetitions, 1, until)
         full = run(len(alone), pipeline.n_items)
         partitions = tuple(model.partitions() for model in pipeline.models)
 
+    for name, times in (("alone", alone), ("full", full)):
+        exits = times[:, -1, 4]
+        n_samples = len(times) - warmup
+        windows.append(Window(name, float(exits[warmup - 1]), float(exits[-1]), n_samples))
     before, started, fed, done, left = np.moveaxis(full[warmup:], (2, 1), (0, 1))
     return PipelineRun(
         warmup=warmup,
@@ -270,6 +284,7 @@ def run_pipeline(
         transfer_ms=1e3 * ((fed - started) + (left - done)),
         outputs_equal=True,
         partitions=partitions,
+        windows=tuple(windows),
     )
 
 

@@ -161,8 +161,8 @@ def marks(
 
     Args:
         samples_ms, at_s: As in `drift`; either may be empty.
-        environment: Of the measurement: `cores_busy_with_others`, `throttle_events` and
-            `lost_samples` are read where they are there.
+        environment: Of the measurement: `cores_busy_with_others`, `throttle_events`,
+            `lost_samples` and `meter_failure` are read where they are there.
     """
     found = []
     busy = environment.get("cores_busy_with_others")
@@ -175,6 +175,8 @@ def marks(
         found.append(f"slower: its end took {moved.value:.2f} times as long as its beginning")
     if environment.get("lost_samples"):
         found.append(f"lost samples: {environment['lost_samples']:.0f} of those asked for")
+    if environment.get("meter_failure"):
+        found.append(f"no energy: {environment['meter_failure']}")
     return tuple(found)
 
 

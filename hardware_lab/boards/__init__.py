@@ -24,6 +24,8 @@ class Task:
         seconds: After so long a mode gives no more samples; None for no such limit.
         keep_open: File descriptors that every process working on the board must hold: the
             board's lock lasts until all of them have ended.
+        scratch: A folder for files that belong to the result, as `power.parquet`; None when nobody
+            wants them.
         stop: Once it is true the board must be left at once, however far the task is: another
             runner may soon have the board.
     """
@@ -34,6 +36,7 @@ class Task:
     warmup: int
     seconds: float | None = None
     keep_open: tuple[int, ...] = ()
+    scratch: Path | None = None
     stop: Stop = never
 
 

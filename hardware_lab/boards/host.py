@@ -10,6 +10,8 @@ from coralline.runtime.child import Progress
 from coralline.runtime.host import HostRequest, measure
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Task, here
+from hardware_lab.meters import Meter
+from hardware_lab.meters.metering import metered
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,13 @@ class Host:
     Attributes:
         threads_per_stage: CPU threads of each pipeline stage.
         time_limit_s: A measurement that takes longer is ended.
+        meter: What measures its power.
     """
 
     name: str
     threads_per_stage: int = 1
     time_limit_s: float = 3600.0
+    meter: Meter | None = None
 
     kind = "host"
 
@@ -46,20 +50,25 @@ class Host:
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
         """Run the pipeline in a child process."""
-        request = HostRequest(
-            path=str(task.path),
-            id=task.id,
-            board=self.name,
-            board_kind=self.kind,
-            repetitions=task.repetitions,
-            warmup=task.warmup,
-            seconds=task.seconds,
-            threads_per_stage=self.threads_per_stage,
-        )
-        return measure(
-            request,
-            on_progress,
-            time_limit_s=self.time_limit_s,
-            keep_open=task.keep_open,
-            stop=task.stop,
-        )
+
+        def run(idle_s: float) -> Measurement:
+            request = HostRequest(
+                path=str(task.path),
+                id=task.id,
+                board=self.name,
+                board_kind=self.kind,
+                repetitions=task.repetitions,
+                warmup=task.warmup,
+                seconds=task.seconds,
+                idle_s=idle_s,
+                threads_per_stage=self.threads_per_stage,
+            )
+            return measure(
+                request,
+                on_progress,
+                time_limit_s=self.time_limit_s,
+                keep_open=task.keep_open,
+                stop=task.stop,
+            )
+
+        return metered(self.meter, task, run)

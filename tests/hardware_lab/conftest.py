@@ -24,6 +24,7 @@ def postgresql(postgresql_binaries: Path) -> Iterator[PostgresqlServer]:
 def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The place of a new lab."""
     monkeypatch.setenv("CORALLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CORALLINE_ARTIFACTS", str(tmp_path / "artifacts"))
     if request.param == "sqlite":
         return str(tmp_path / "lab")
     url: str = request.getfixturevalue("postgresql").new_database()

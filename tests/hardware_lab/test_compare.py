@@ -46,7 +46,7 @@ class Moody:
         self.asked.append(task)
         self.mood *= 1.2
         times = self.mood * rng.lognormal(2, 0.05, task.repetitions)
-        if task.path == FLOAT:
+        if task.path.name == FLOAT.name:
             times *= self.ratio
         begun = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=10 * len(self.asked))
         row = tuple(times.tolist())
@@ -138,14 +138,3 @@ def test_a_comparison_that_fell_back_is_invalid(tmp_path: Path) -> None:
     run_jobs(store, lab(Moody(ran="gpu")))
     assert store.job(job.id).state == "invalid"
     assert isinstance(store.result(job.id), Comparison)
-
-
-def test_the_second_model_must_not_change(tmp_path: Path) -> None:
-    other = tmp_path / "other.tflite"
-    other.write_bytes(FLOAT.read_bytes())
-    store = Store(tmp_path / "lab")
-    job = store.submit(INT8, Demand("moody"), repetitions=100, warmup=1, against=other)
-    other.write_bytes(INT8.read_bytes())
-    run_jobs(store, lab(Moody()))
-    said = store.job(job.id)
-    assert said.state == "failed" and "has changed since" in str(said.error)

@@ -126,9 +126,10 @@ def test_many_runners_and_some_are_killed(
 @pytest.mark.parametrize(
     ("where_it_dies", "attempts"),
     [
-        ("runner.content_digest = die", 2),  # claimed, not begun
+        ("runner.Workplace.models = die", 2),  # claimed, not begun
         ("ScriptedBoard._note = die", 2),  # the board works
-        ("store.Store.finish = die", 2),  # measured, not kept
+        ("runner.Workplace.keep = die", 2),  # measured, not kept
+        ("store.Store.finish = die", 2),  # its raw files kept, its result not
         ("store.insert = die", 2),  # in the transaction: state written, measurement not
         ("real = store.Store.finish\nstore.Store.finish = lambda *a: (real(*a), die())", 1),
     ],
@@ -158,6 +159,7 @@ def test_a_runner_that_no_longer_reaches_the_database(
 ) -> None:
     """It leaves the board before another host gets it, and its result is refused."""
     monkeypatch.setenv("CORALLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CORALLINE_ARTIFACTS", str(tmp_path / "artifacts"))
     for name, value in (("HOLD_S", 0.5), ("LEASE_S", 1.2)):
         monkeypatch.setattr(runner_module, name, value)
     url = postgresql.new_database()
@@ -201,6 +203,7 @@ def test_a_host_that_is_gone_for_good(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("CORALLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CORALLINE_ARTIFACTS", str(tmp_path / "artifacts"))
     monkeypatch.setattr(runner_module, "LEASE_S", 1.0)
     store = Store(postgresql.new_database())
     job = submit(store, Demand("b0"))

@@ -1,0 +1,56 @@
+"""Power that is known, for meters to measure."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+RANGE_UJ = 2_000_000
+
+
+@contextmanager
+def rapl_tree(folder: Path, power_w: Callable[[], float], packages: int = 2) -> Iterator[Path]:
+    """A powercap tree of files as the kernel lays it out, whose packages share the power.
+
+    Its counters grow every millisecond or so and begin again after RANGE_UJ.
+    """
+    zones = []
+    for i in range(packages):
+        for name, text in ((f"intel-rapl:{i}", f"package-{i}"), (f"intel-rapl:{i}:0", "core")):
+            zone = folder / name
+            zone.mkdir(parents=True)
+            (zone / "name").write_text(f"{text}\n")
+            (zone / "max_energy_range_uj").write_text(f"{RANGE_UJ}\n")
+            (zone / "energy_uj").write_text("0\n")
+        zones.append(folder / f"intel-rapl:{i}")
+    over = Event()
+
+    def count() -> None:
+        energy_uj, then = 0.9 * RANGE_UJ, time.monotonic()  # the first wrap comes soon
+        while not over.wait(1e-3):
+            now = time.monotonic()
+            energy_uj += 1e6 * power_w() * (now - then) / packages
+            then = now
+            for zone in zones:
+                part = zone / "part"
+                part.write_text(f"{int(energy_uj % RANGE_UJ)}\n")
+                os.replace(part, zone / "energy_uj")  # the kernel never gives half a number
+
+    thread = Thread(target=count, daemon=True)
+    thread.start()
+    try:
+        yield folder
+    finally:
+        over.set()
+        thread.join()
+
+
+def write_power(path: Path, power_w: float, seconds: float = 60.0, hz: float = 500.0) -> Path:
+    """A CSV trace of constant power."""
+    rows = "".join(f"{i / hz:.6f},{power_w}\n" for i in range(int(seconds * hz)))
+    path.write_text(f"t_s,power_w\n{rows}")
+    return path

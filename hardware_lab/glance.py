@@ -78,6 +78,15 @@ class Glance:
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 
+    def ended_like(self, label: str, value: str, other: str) -> tuple[Any, ...]:
+        """What changes when a job with this label ends, or one of them gets the other label."""
+        labels = _jobs.c.labels
+        query = select(
+            func.count(), func.max(_jobs.c.finished), func.count(labels[other].as_string())
+        ).where(_has_ended, labels[label].as_string() == value)
+        with self._database.read() as connection:
+            return tuple(connection.execute(query).one())
+
     def _ids(self, query: Select[Any]) -> list[str]:
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())

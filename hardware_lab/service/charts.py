@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from coralline.runtime.power import Trace
 from coralline.runtime.statistics import WINDOW_S, Estimate
 
 TICKS = 5
@@ -27,6 +28,7 @@ TAIL = 99.5
 """The percentile beyond which samples may be left out, when they would squeeze all others."""
 
 Floats = NDArray[np.float64]
+Said = Literal["measured", "simulated"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,15 @@ class Samples:
     told: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
-def histogram(plans: Sequence[Samples], said: Literal["measured", "simulated"]) -> Chart:
+@dataclass(frozen=True)
+class PowerTrace:
+    """What a meter recorded, with name, begin and end of each window, on the trace's clock."""
+
+    trace: Trace
+    windows: Sequence[tuple[str, float, float]]
+
+
+def histogram(plans: Sequence[Samples], said: Said) -> Chart:
     """How many inferences took how long."""
     x, left_out = _latency_axis(plans, said)
     edges = np.linspace(x.low, x.high, BINS + 1)
@@ -187,7 +197,7 @@ def histogram(plans: Sequence[Samples], said: Literal["measured", "simulated"]) 
     )
 
 
-def cumulative(plans: Sequence[Samples], said: Literal["measured", "simulated"]) -> Chart:
+def cumulative(plans: Sequence[Samples], said: Said) -> Chart:
     """Which share of the inferences took no longer than a time, with percentiles."""
     x, left_out = _latency_axis(plans, said)
     y = Axis(0, 100, "share", tuple(Text(p, f"{p} %") for p in (0, 25, 50, 75, 90, 99)))
@@ -226,7 +236,7 @@ def cumulative(plans: Sequence[Samples], said: Literal["measured", "simulated"])
     )
 
 
-def over_time(plans: Sequence[Samples], said: Literal["measured", "simulated"]) -> Chart | None:
+def over_time(plans: Sequence[Samples], said: Said) -> Chart | None:
     """Latency against when it was measured; the first and the last minute stand out.
 
     None where it is not known when.
@@ -274,27 +284,24 @@ def over_time(plans: Sequence[Samples], said: Literal["measured", "simulated"]) 
     )
 
 
-def power(
-    t_s: Floats, power_w: Floats, windows: Sequence[tuple[str, float, float]], name: str
-) -> Chart:
+def power(traces: Sequence[PowerTrace], said: Said) -> Chart:
     """What a meter saw, and what the board did meanwhile.
 
     Args:
-        t_s: float64 (N,), growing.
-        power_w: float64 (N,).
-        windows: Name, begin and end of each, on the clock of `t_s`.
-        name: Of the meter.
+        traces: At least one, the first first.
     """
-    begin, end = float(t_s[0]), float(t_s[-1])
-    x = Axis.over(0, end - begin, "s since the meter began")
-    y = Axis.over(0, float(power_w.max()) * 1.05, "W")
+    t_s, power_w = (np.concatenate(rows) for rows in zip(*map(_power, traces), strict=True))
+    begin = float(t_s[0])
+    x = Axis.over(0, float(t_s[-1]) - begin, "s since the meter began")
+    y = Axis.over(0, float(power_w.max()) * 1.05, f"W ({said})")
+    windows = [window for trace in traces for window in trace.windows]
     boxes = tuple(
         Box(
             x.place(start - begin),
             0,
             x.place(stop - begin) - x.place(start - begin),
             100,
-            f"window {'other' if i % 2 else ''}".strip(),
+            "window other" if i % 2 else "window",
             label,
         )
         for i, (label, start, stop) in enumerate(windows)
@@ -305,13 +312,23 @@ def power(
         if (inside := (t_s >= start) & (t_s <= stop)).any()
     ]
     return Chart(
-        f"Power by meter {name}, {len(t_s):,} samples; bands: the windows that the markers bound.",
-        f"Power over time by meter {name}. Means: {', '.join(means) or 'no window'}.",
+        f"Power ({said}), {len(t_s):,} samples; bands: the windows that the markers bound. Means: "
+        f"{', '.join(means) or 'no window'}.",
+        f"Power over time ({said}). Means: {', '.join(means) or 'no window'}.",
         x,
         y,
         boxes=boxes,
         lines=tuple(_band(x, y, t_s - begin, power_w, _kind(0))),
     )
+
+
+def _power(trace: PowerTrace) -> tuple[Floats, Floats]:
+    """Times and power; between two samples of a counter it is the mean."""
+    found = trace.trace
+    if found.energy_j is None:
+        assert found.power_w is not None
+        return found.t_s, found.power_w
+    return found.t_s[1:], np.diff(found.energy_j) / np.diff(found.t_s)
 
 
 def ratio_axis(ratios: Sequence[Estimate]) -> Axis:

@@ -24,8 +24,9 @@ from coralline.errors import CorallineError, DeviceError, UserError
 from hardware_lab.database import STATES, Role, State, iso
 from hardware_lab.health import BY_PEOPLE
 from hardware_lab.service import views
+from hardware_lab.service.charts import Chart
 from hardware_lab.service.gate import ADMINS, ANYONE, COOKIE, Caller, Gate, limited
-from hardware_lab.service.results import Result, describe
+from hardware_lab.service.results import Result, describe, describe_power
 from hardware_lab.store import Store
 
 ASSETS = {"lab.css": "text/css; charset=utf-8", "lab.js": "text/javascript; charset=utf-8"}
@@ -84,6 +85,7 @@ class Pages:
         self._gate = gate
         self._secret = secrets.token_bytes(32)
         self.result = lru_cache(RESULTS)(self._result)
+        self.power = lru_cache(RESULTS)(self._power)
         self._environment = Environment(
             loader=ChoiceLoader(
                 [PackageLoader("hardware_lab.service"), PackageLoader("coralline.report")]
@@ -179,6 +181,10 @@ class Pages:
     def _result(self, job_id: str, attempt: int) -> Result:
         return describe(self.store.result(job_id))
 
+    def _power(self, job_id: str, attempt: int) -> Chart | None:
+        files = self.store.files(job_id)
+        return describe_power(self.store.artifacts, files, self.result(job_id, attempt))
+
 
 async def _form(request: Request) -> dict[str, str]:
     """What a browser sends of a form."""
@@ -240,12 +246,22 @@ def pages(store: Store, gate: Gate) -> tuple[Pages, list[APIRouter]]:
         one = found[0]
         caller: Caller = request.state.caller
         is_open = one.state in ("queued", "running")
+        has_result = one.state in ("done", "invalid")
+        result = renderer.result(one.id, one.attempt) if has_result else None
+        drawn = [] if result is None else [*result.charts]
+        problems = []
+        if has_result:
+            try:
+                drawn += filter(None, [renderer.power(one.id, one.attempt)])
+            except CorallineError as error:
+                problems.append(f"The power trace cannot be shown: {error}")
         context = {
             "job": one,
             "facts": views.job_facts(one),
-            "result": renderer.result(one.id, one.attempt)
-            if one.state in ("done", "invalid")
-            else None,
+            "result": result,
+            "charts": drawn,
+            "problems": problems,
+            "files": store.files(one.id),
             "running": views.running(store, one, store.now()) if one.state == "running" else None,
             "ahead": store.glance.ahead(one.id) if one.state == "queued" else 0,
             "may_cancel": is_open and caller.role == "admin",

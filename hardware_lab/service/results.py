@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from coralline.report.page import number
+from coralline.runtime.child import never
 from coralline.runtime.measurement import Measurement
+from coralline.runtime.power import read_trace
 from coralline.runtime.statistics import Estimate
+from hardware_lab.artifacts import Artifacts, Files
+from hardware_lab.artifacts.download import Patience, download
 from hardware_lab.compare import Comparison
+from hardware_lab.meters.metering import TRACE_FILE
 from hardware_lab.service import charts
-from hardware_lab.service.charts import Box, Chart, Dot, Samples
+from hardware_lab.service.charts import Box, Chart, Dot, PowerTrace, Said, Samples
 
-Said = Literal["measured", "simulated"]
 PERCENTS = (50, 90, 99)
+FETCH_S = 10.0
+"""How long a page waits for a power trace."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,20 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Energy:
+    """A row of the table of energies: one window. Numbers with their uncertainty are texts."""
+
+    window: str
+    gross_mj: str
+    net_mj: str
+    power_w: float
+    seconds: float
+    inferences: int
+    rate_hz: float
+    lost_share: float
+
+
+@dataclass(frozen=True)
 class Part:
     """One plan's measurement.
 
@@ -73,6 +95,7 @@ class Part:
     figures: tuple[Figure, ...]
     percentiles: tuple[Percentile, ...]
     stages: tuple[Stage, ...]
+    energies: tuple[Energy, ...]
     facts: tuple[tuple[str, str], ...]
     environment: tuple[tuple[str, str], ...]
     marks: tuple[str, ...]
@@ -102,12 +125,14 @@ class Result:
     Attributes:
         said: `simulated` when any number comes from a device model.
         charts: Of the latency, for one or both plans.
+        windows: That the markers bound, as `PowerTrace` has them.
     """
 
     said: Said
     parts: tuple[Part, ...]
     ratios: tuple[Ratio, ...]
     charts: tuple[Chart, ...]
+    windows: tuple[tuple[str, float, float], ...]
 
 
 def describe(found: Measurement | Comparison) -> Result:
@@ -132,7 +157,40 @@ def describe(found: Measurement | Comparison) -> Result:
         parts=tuple(_part(name, m, told[name]) for name, m in named.items()),
         ratios=() if isinstance(found, Measurement) else _ratios(found),
         charts=tuple(chart for chart in drawn if chart is not None),
+        windows=tuple(
+            (f"{name} {window.name}".strip(), window.begin_s, window.end_s)
+            for name, m in named.items()
+            for window in m.windows
+        ),
     )
+
+
+def describe_power(artifacts: Artifacts, files: Files, result: Result) -> Chart | None:
+    """What the meter saw; None when there was none. Of a comparison, all turns in their order.
+
+    Raises:
+        DeviceError: The artifact store does not answer.
+        UserError: A trace is missing, or cannot be read.
+    """
+    traces = []
+    with TemporaryDirectory() as folder:
+        for name, file in files.kept.items():
+            if Path(name).name == TRACE_FILE:
+                path = Path(folder) / TRACE_FILE
+                download(artifacts, file.ref, path, Patience(name, FETCH_S, never))
+                traces.append(read_trace(path))
+                path.unlink()
+    if not traces:
+        return None
+    traces.sort(key=lambda trace: float(trace.t_s[0]))
+    bounded = [
+        PowerTrace(
+            trace,
+            [w for w in result.windows if trace.t_s[0] <= w[1] and w[2] <= trace.t_s[-1]],
+        )
+        for trace in traces
+    ]
+    return charts.power(bounded, result.said)
 
 
 def _part(name: str, m: Measurement, told: Mapping[str, Any]) -> Part:
@@ -145,6 +203,7 @@ def _part(name: str, m: Measurement, told: Mapping[str, Any]) -> Part:
             Percentile(f"p{percent}", **told[f"p{percent}"]) for percent in PERCENTS if told
         ),
         stages=_stages(m),
+        energies=_energies(m),
         facts=tuple(_facts(m)),
         environment=tuple((key, text(value)) for key, value in sorted(m.environment.items())),
         marks=m.marks,
@@ -165,7 +224,12 @@ def _figures(m: Measurement, told: Mapping[str, Any]) -> list[Figure]:
     if m.full_latency_ms:
         found.append(Figure("throughput", number(m.throughput_fps), "inferences/s"))
     if m.energy_mj_per_inference is not None:
-        found.append(Figure("energy", number(m.energy_mj_per_inference), "mJ an inference"))
+        note = "by a device model"
+        if m.energy is not None:
+            total = m.energy.whole.gross_uncertainty_mj["total"]
+            known = "not known how surely" if total is None else f"± {number(total)}"
+            note = f"{known}, {m.energy.meter.at}"
+        found.append(Figure("energy", number(m.energy_mj_per_inference), "mJ an inference", note))
     return found
 
 
@@ -181,6 +245,15 @@ def _facts(m: Measurement) -> list[tuple[str, str]]:
     facts.append(("first inference", f"{number(m.first_inference_ms)} ms"))
     if m.full_latency_ms:
         facts.append(("slowest stage", f"{number(m.measured_bottleneck_ms)} ms"))
+    if m.energy is not None:
+        meter = m.energy.meter
+        facts += [
+            ("power meter", f"{meter.name} ({meter.device}) at {meter.at}"),
+            ("power when idle", f"{number(m.energy.idle_w)} W, the model loaded and run once"),
+        ]
+    else:
+        why = m.environment.get("meter_failure", "no meter")
+        facts.append(("power meter", "a device model" if m.energy_source else text(why)))
     facts += [
         ("samples", f"{len(m.latency_ms):,} in each mode, after {m.warmup:,} to warm up"),
         (
@@ -212,6 +285,29 @@ def _stages(m: Measurement) -> tuple[Stage, ...]:
         busy, transfer, wait = (values[stage] for values in medians.values())
         found.append(Stage(str(stage + 1), busy, transfer, wait, tuple(boxes)))
     return tuple(found)
+
+
+def _energies(m: Measurement) -> tuple[Energy, ...]:
+    if m.energy is None:
+        return ()
+    return tuple(
+        Energy(
+            {"alone": "one alone", "full": "pipeline full"}.get(name, name),
+            _surely(spent.gross_mj, spent.gross_uncertainty_mj),
+            _surely(spent.net_mj, spent.net_uncertainty_mj),
+            spent.power_w,
+            spent.seconds,
+            spent.inferences,
+            spent.rate_hz,
+            spent.lost_share,
+        )
+        for name, spent in m.energy.windows.items()
+    )
+
+
+def _surely(value: float, uncertainty: Mapping[str, float | None]) -> str:
+    total = uncertainty["total"]
+    return f"{value:.4g}" if total is None else f"{value:.4g} ± {total:.2g}"
 
 
 def _ratios(found: Comparison) -> tuple[Ratio, ...]:

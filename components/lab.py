@@ -39,3 +39,44 @@ def validate_measurements(
     from components.validation import validate_measurements
 
     validate_measurements(Path(measurements.path), Path(docs.path))
+
+
+@component
+def measure_night(
+    compiled: dsl.Input[list[dsl.Artifact]],
+    boards: list[str],
+    repetitions: int,
+    inventory: str,
+    name: str,
+    night: str,
+    commit: str,
+    measurements: dsl.Output[dsl.Dataset],
+    trends: dsl.Output[dsl.Artifact],
+) -> None:
+    """Measure every split model on every board, and judge each by its nights before.
+
+    Args:
+        boards: Names in the lab's inventory; one that is not there is reported as missing.
+        repetitions: Inferences measured after warm-up.
+        inventory: Path of the lab's inventory; empty for the one in the package.
+        name: Of the nightly; its nights are compared with each other.
+        night: Names this execution.
+        commit: Of the code that is measured; empty to ask git.
+    """
+    from pathlib import Path
+
+    from components.nightly import measure_night
+    from components.progress import progress
+
+    measure_night(
+        [split for artifact in compiled for split in sorted(Path(artifact.path).iterdir())],
+        boards,
+        int(repetitions),
+        inventory,
+        name,
+        night,
+        commit,
+        Path(measurements.path),
+        Path(trends.path),
+        progress,
+    )

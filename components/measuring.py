@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from coralline.errors import DeviceError
 from coralline.files import make_folder, write_text
+
+if TYPE_CHECKING:
+    from hardware_lab.inventory import Inventory
+    from hardware_lab.store import Job, Store
 
 DEADLINE_S = 86400.0
 """Jobs of a pipeline that was killed are given up after it."""
@@ -35,7 +40,6 @@ def dispatch(
         DeviceError: A job failed; what the others measured is kept in the lab.
     """
     from hardware_lab.inventory import Demand, load_inventory
-    from hardware_lab.runner import run_jobs
     from hardware_lab.store import Store, default_lab
 
     available = load_inventory(Path(inventory) if inventory else None)
@@ -56,17 +60,7 @@ def dispatch(
         for board in boards
         for split in splits
     }
-    ended: set[str] = set()
-
-    def advance(job_id: str, done: int, total: int) -> None:
-        if done == total and job_id not in ended:
-            ended.add(job_id)
-            on_progress("measuring", len(ended), len(jobs))
-
-    try:
-        run_jobs(store, available, group, lambda job, done, total: advance(job.id, done, total))
-    finally:
-        store.cancel(group=group, reason="interrupted")
+    run_group(store, available, group, len(jobs), on_progress)
     failed = []
     for job_id, name in jobs.items():
         if store.job(job_id).state != "done":
@@ -80,3 +74,42 @@ def dispatch(
             "is kept, see `coralline lab jobs`",
             retryable=True,
         )
+
+
+def run_group(
+    store: Store,
+    inventory: Inventory,
+    group: str,
+    total: int,
+    on_progress: Callable[[str, int, int], None],
+) -> None:
+    """Run the jobs of a group; those that wait for a board in vain are cancelled with the reason.
+
+    Args:
+        total: How many they are.
+    """
+    from hardware_lab.runner import run_jobs
+
+    ended: set[str] = set()
+
+    def advance(job: Job, done: int, of: int) -> None:
+        if done == of and job.id not in ended:
+            ended.add(job.id)
+            on_progress("measuring", len(ended), total)
+
+    try:
+        run_jobs(store, inventory, group, advance)
+        for job in store.jobs(group=group, state="queued"):
+            store.cancel([job.id], reason=_why_waiting(store, inventory, job))
+    finally:
+        store.cancel(group=group, reason="interrupted")
+
+
+def _why_waiting(store: Store, inventory: Inventory, job: Job) -> str:
+    board = job.demand.board or ""
+    if board not in inventory.boards:
+        return f"board {board!r} is not in the inventory"
+    health = store.health.known().get(board)
+    if health is None or health.state in ("good", "unknown"):
+        return job.error or f"board {board!r} was not free"
+    return f"board {board!r} is {health.state}: {health.cause}"

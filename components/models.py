@@ -33,7 +33,6 @@ def build_model(name: str, code_version: str, model: dsl.Output[dsl.Model]) -> N
 @component
 def plan_and_partition(
     model: dsl.Input[dsl.Model],
-    policy: dsl.Input[dsl.Model],
     stages: list[int],
     planners: list[str],
     device: str,
@@ -42,8 +41,13 @@ def plan_and_partition(
     code_version: str,
     plans: dsl.Output[dsl.Artifact],
     segments: dsl.Output[dsl.Artifact],
+    policy: dsl.Input[dsl.Model] = None,
 ) -> None:
-    """Plan a model with every planner and split it by every distinct plan."""
+    """Plan a model with every planner and split it by every distinct plan.
+
+    Args:
+        policy: A trained one for the planner of that name; else the one in the package.
+    """
     from pathlib import Path
 
     from components.planning import plan_and_partition
@@ -51,7 +55,7 @@ def plan_and_partition(
 
     plan_and_partition(
         Path(model.path),
-        Path(policy.path) / "policy.npz",
+        Path(policy.path) / "policy.npz" if policy else None,
         [int(k) for k in stages],
         planners,
         device,

@@ -20,7 +20,7 @@ from coralline.staging import Effort, Plan, StagingProblem, make_plan
 
 def plan_and_partition(
     model_folder: Path,
-    policy: Path,
+    policy: Path | None,
     stages: Sequence[int],
     planners: Sequence[str],
     device: str,
@@ -47,7 +47,9 @@ def plan_and_partition(
     plans_folder.mkdir(parents=True, exist_ok=True)
     segments_folder.mkdir(parents=True, exist_ok=True)
     write_json(graph, plans_folder / f"{model.stem}.graph.json")
-    effort = Effort(time_limit_s=time_limit_s, seed=seed, policy=str(policy))
+    effort = Effort(
+        time_limit_s=time_limit_s, seed=seed, policy=None if policy is None else str(policy)
+    )
     total, done = len(stages) * len(planners), 0
     for k in stages:
         problem = StagingProblem(graph, k, load_device(device))

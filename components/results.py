@@ -69,3 +69,53 @@ def record(
         execution,
         code_version,
     )
+
+
+@component
+def write_night(
+    trends: dsl.Input[dsl.Artifact],
+    parameters: dict[str, str],
+    code_version: str,
+    report: dsl.Output[dsl.HTML],
+    table: dsl.Output[dsl.Artifact],
+) -> None:
+    """Write one self-contained HTML page about a night, and the table of its series as JSON."""
+    from pathlib import Path
+
+    from components.nightly import write_night
+
+    write_night(
+        Path(trends.path), dict(parameters), code_version, Path(report.path), Path(table.path)
+    )
+
+
+@component
+def record_night(
+    trends: dsl.Input[dsl.Artifact],
+    measurements: dsl.Input[dsl.Dataset],
+    report: dsl.Input[dsl.HTML],
+    parameters: dict[str, str],
+    code_version: str,
+) -> str:
+    """Record a night in MLflow; returns the id of its parent run."""
+    from pathlib import Path
+
+    from components.nightly import record_night
+
+    return record_night(
+        Path(trends.path),
+        Path(measurements.path),
+        Path(report.path),
+        dict(parameters),
+        code_version,
+    )
+
+
+@component
+def alarm(table: dsl.Input[dsl.Artifact]) -> None:
+    """End the pipeline red when a series is slower or missing."""
+    from pathlib import Path
+
+    from components.nightly import alarm
+
+    alarm(Path(table.path))

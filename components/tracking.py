@@ -67,6 +67,7 @@ class Execution:
         parameters: Of the pipeline.
         plans: Those that no measurement carries get a run too, without a board.
         graphs: By digest; a host's predicted time needs its plan's graph.
+        metrics: Of the parent run.
         artifacts: Files and folders for the parent run, by the folder they go to.
     """
 
@@ -78,6 +79,7 @@ class Execution:
     measurements: Sequence[Measurement]
     graphs: Mapping[str, ComputeGraph] = field(default_factory=dict)
     policy: PolicyRecord | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     artifacts: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -197,14 +199,14 @@ def _record(client: MlflowClient, execution: Execution, uri: str) -> Recorded:
 
 
 def _log_parent(client: MlflowClient, run: Run, execution: Execution) -> None:
-    parameters, curve = dict(execution.parameters), []
+    parameters, metrics = dict(execution.parameters), [execution.metrics]
     artifacts = dict(execution.artifacts)
     if execution.policy is not None:
         policy = execution.policy
         parameters |= {f"policy.{key}": value for key, value in policy.parameters.items()}
-        curve = [{f"policy_{key}": v for key, v in epoch.items()} for epoch in policy.curve]
+        metrics += [{f"policy_{key}": v for key, v in epoch.items()} for epoch in policy.curve]
         artifacts["policy"] = policy.file
-    _log_batch(client, run, parameters=parameters, metrics=curve)
+    _log_batch(client, run, parameters=parameters, metrics=metrics)
     for folder, path in artifacts.items():
         log = client.log_artifacts if path.is_dir() else client.log_artifact
         log(run.info.run_id, str(path), folder)

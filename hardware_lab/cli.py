@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from coralline.cli import output
+from hardware_lab import trend_cli
 from hardware_lab.meters_cli import meters
 from hardware_lab.show import print_result, print_table, write_files, write_result
 
@@ -30,6 +31,7 @@ lab = typer.Typer(
 
 def add(app: typer.Typer) -> None:
     """Add the verb `lab`."""
+    trend_cli.add(lab)
     app.add_typer(lab, name="lab")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coralline.cli import output
 
@@ -168,6 +168,28 @@ def _print_samples(m: Measurement, said: str) -> None:
         f"first inference {m.first_inference_ms:.3f} ms, bottleneck "
         f"{m.measured_bottleneck_ms:.3f} ms ({said})"
     )
+
+
+def print_trends(trends: Sequence[Mapping[str, Any]]) -> None:
+    """The latest night of each series, and what is to be said of it.
+
+    Args:
+        trends: `coralline.trend/v1` objects.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from hardware_lab.trend_page import sentence
+
+    console = Console(soft_wrap=True)
+    for trend in trends:
+        colour = "red" if trend["red"] else "green"
+        console.print(
+            f"[{colour}]{trend['verdict']:9}[/{colour}] [bold]{escape(trend['series'])}[/bold] "
+            f"(night {len(trend['nights'])}): {escape(sentence(trend))}"
+        )
+        for line in trend.get("commits", ()):
+            console.print(f"          {escape(line)}")
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:

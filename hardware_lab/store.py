@@ -328,6 +328,24 @@ class Store:
         with self._database.read() as connection:
             return [_job(row) for row in connection.execute(query)]
 
+    def label(self, job_id: str, labels: Mapping[str, str]) -> Job:
+        """Add labels to a job, or change them.
+
+        Raises:
+            UserError: There is no such job.
+        """
+        job = self.job(job_id)
+        with self._database.write() as connection:
+            chosen = _jobs.c.id == job.id
+            kept = connection.execute(select(_jobs.c.labels).where(chosen).with_for_update())
+            row = connection.execute(
+                update(_jobs)
+                .where(chosen)
+                .values(labels={**kept.scalar_one(), **labels})
+                .returning(*_jobs.c)
+            )
+            return _job(row.one())
+
     def job(self, job_id: str) -> Job:
         """A job by its id.
 

@@ -58,7 +58,8 @@ _FACTS = ("cpu", "governor", "kernel", "versions", "device_digest", "threads_per
 Verdict = Literal[
     "first", "level", "faster", "slower", "crept", "accepted", "disturbed", "stale", "missing"
 ]
-RED: tuple[Verdict, ...] = ("slower", "crept", "stale", "missing")
+SLOWER: tuple[Verdict, ...] = ("slower", "crept")
+RED: tuple[Verdict, ...] = (*SLOWER, "stale", "missing")
 """Verdicts that somebody must look at, the worst first."""
 
 
@@ -130,7 +131,7 @@ class Night:
             `full_ms`, the time per inference with the pipeline full, and `energy_mj`.
         simulated: Whether they come from a device model.
         marks: What speaks against the measurement: such a night is shown and does not count.
-        fault: Why there is no measurement.
+        fault: Why there is no measurement, or one that another processor made.
         facts: What may explain a change, by name.
         accepted: Why its level is the normal one from now on; None unless a person said so.
     """
@@ -149,10 +150,14 @@ class Night:
     @staticmethod
     def of_measurement(measurement: Measurement, **facts: Any) -> Night:
         """A night that measured; `facts` are the other fields."""
+        found = levels(measurement)
+        # A meter's faults are the same every night, and say nothing against the times.
+        of_energy = () if measurement.energy is None else measurement.energy.marks
         return Night(
-            levels=levels(measurement),
+            levels=found,
+            fault=None if found else "the board reports nothing that nights are compared by",
             simulated=measurement.simulated,
-            marks=measurement.marks,
+            marks=tuple(mark for mark in measurement.marks if mark not in of_energy),
             facts=_facts(measurement),
             **facts,
         )
@@ -183,6 +188,11 @@ class Judged:
         return self.verdict in RED
 
     @property
+    def counts(self) -> bool:
+        """Whether it measured, and nothing speaks against that."""
+        return self.verdict not in ("disturbed", "stale", "missing")
+
+    @property
     def worst(self) -> tuple[str, Estimate] | None:
         """The metric that grew most among those that decided, or else among all."""
         found = self.creep if self.verdict == "crept" else self.changes
@@ -202,6 +212,7 @@ class Judged:
             "values": {name: level.value for name, level in night.levels.items()},
             "intervals": {name: list(interval(level)) for name, level in night.levels.items()},
             "changes": {name: ratio.to_json() for name, ratio in self.changes.items()},
+            "worst": self.worst and self.worst[0],
             "creep": {name: ratio.to_json() for name, ratio in self.creep.items()},
             "against": list(self.against),
             "differs": {name: list(pair) for name, pair in self.differs.items()},
@@ -230,13 +241,13 @@ class Trend:
 
         None when tonight is not slower. A night that was missing or disturbed ends nothing.
         """
-        if self.latest.verdict not in ("slower", "crept"):
+        if self.latest.verdict not in SLOWER:
             return None
         first = self.latest
         for judged in reversed(self.nights):
-            if judged.verdict in ("slower", "crept"):
+            if judged.verdict in SLOWER:
                 first = judged
-            elif judged.verdict in ("first", "level", "faster", "accepted"):
+            elif judged.counts:
                 return judged, first
         return None, first
 
@@ -268,7 +279,7 @@ def levels(measurement: Measurement) -> dict[str, Level]:
     if measurement.full_latency_ms and measurement.wall_s > 0:
         found["full_ms"] = Level.exact(1e3 / measurement.throughput_fps)
     energy = measurement.energy_mj_per_inference
-    if energy is not None and energy > 0 and (measurement.meter or measurement.simulated):
+    if energy is not None and energy > 0:
         found["energy_mj"] = Level.exact(energy)
     return found
 
@@ -327,11 +338,11 @@ def judge(series: Series, nights: Iterable[Night], baseline_nights: int = BASELI
     without = 0  # nights in a row that do not count
     found: list[Judged] = []
     for night in nights:
-        if not night.levels or (night.marks and night.accepted is None):
+        missing = night.fault is not None or not night.levels
+        if missing or (night.marks and night.accepted is None):
             without += 1
-            verdict: Verdict = "disturbed" if night.levels else "missing"
-            if verdict == "disturbed" and without >= STALE_NIGHTS:
-                verdict = "stale"
+            stale = without >= STALE_NIGHTS
+            verdict: Verdict = "missing" if missing else "stale" if stale else "disturbed"
             base = good[-baseline_nights:]
             found.append(Judged(night, verdict, _changes(night, base), _jobs(base)))
             continue
@@ -355,7 +366,7 @@ def judge(series: Series, nights: Iterable[Night], baseline_nights: int = BASELI
             verdict = "faster" if any(map(shrank, changes.values())) else "level"
         differs = _differs(base[-1], night) if base else {}
         found.append(Judged(night, verdict, changes, _jobs(base), creep, differs))
-        slow = [*slow, night] if verdict in ("slower", "crept") else []
+        slow = [*slow, night] if verdict in SLOWER else []
         fast = [*fast, night] if verdict == "faster" else []
         if len(fast) == FASTER_NIGHTS:
             good, fast, anchor = fast, [], []

@@ -15,6 +15,9 @@ S3_SECRET = "coralline-s3"
 """Secret with `access-key`, `secret-key` and `endpoint`; only for an MLflow server whose
 clients reach its artifact store themselves."""
 
+LAB_SECRET = "coralline-lab"
+"""Secret with the key `url` of the lab's database."""
+
 ACCELERATOR = "CORALLINE_ACCELERATOR"
 """Environment variable, read when a pipeline is compiled: RESOURCE or RESOURCE=COUNT, the device
 plugin's resource that the measuring step asks for, as in `smarter-devices/apex_0=2`."""
@@ -70,6 +73,11 @@ def with_tracking(task: dsl.PipelineTask) -> dsl.PipelineTask:
         },
         optional=True,
     )
+
+
+def with_lab(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give a step the lab's database: what it remembers must outlive the step's pod."""
+    return kubernetes.use_secret_as_env(task, LAB_SECRET, {"url": "CORALLINE_LAB"})
 
 
 def near_boards(task: dsl.PipelineTask) -> dsl.PipelineTask:

@@ -181,7 +181,9 @@ def _failure(log: Path) -> CorallineError:
     if own and own[0][1] in ("UserError", "PlanError"):
         return UserError(f"{own[0][2]} (log: {log})")
     causes = own or raised
-    said = f"{causes[0][1]}: {causes[0][2]}" if causes else "the runner ended without a message"
+    said = "the runner ended without a message"
+    if causes:
+        said = causes[0][2] if own else f"{causes[0][1]}: {causes[0][2]}"
     if "No space left" in said or shutil.disk_usage(log.parent).free < LEAST_FREE_BYTES:
         return UserError(
             f"{log.parent}: the disk is full; free space or set CORALLINE_HOME to another place"

@@ -8,7 +8,7 @@ from typing import Any
 from coralline.errors import UserError
 from coralline.files import replacing
 
-NAMES = ("respect",)
+NAMES = ("respect", "nightly")
 
 
 def load_pipeline(name: str) -> Any:

@@ -10,10 +10,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.nightly import SCHEMA as NIGHTLY
 from coralline.devices.model import MIB
 from coralline.errors import read_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 Row = dict[str, Any]
@@ -48,14 +50,23 @@ def print_results(results: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console()
+    if results["schema"] == NIGHTLY:
+        from hardware_lab.show import print_trends
+
+        print_trends(results["trends"])
+    else:
+        _print_rows(console, results)
+    console.print(f"MLflow data: {results['tracking_uri']}", soft_wrap=True)
+    console.print(f"look at it with: [bold]{results['mlflow_command']}[/bold]", soft_wrap=True)
+    console.print(f"report: [bold]{results['report']}[/bold]", soft_wrap=True)
+
+
+def _print_rows(console: Console, results: dict[str, Any]) -> None:
     console.print(_plan_table(results["rows"]))
     for board in sorted({b["board"] for row in results["rows"] for b in row["boards"]}):
         console.print(_board_table(results["rows"], board))
     for label in results["simulators"]:
         console.print(label)
-    console.print(f"MLflow data: {results['tracking_uri']}", soft_wrap=True)
-    console.print(f"look at it with: [bold]{results['mlflow_command']}[/bold]", soft_wrap=True)
-    console.print(f"report: [bold]{results['report']}[/bold]", soft_wrap=True)
 
 
 def _plan_table(rows: list[Row]) -> Table:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from coralline.report.record import (
 from coralline.runtime.measurement import Measurement
 from coralline.staging.problem import Plan
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 _SVG = "http://www.w3.org/2000/svg"
 
 
@@ -38,23 +41,27 @@ def write_report(record: ReportInput, out: Path, figures_dir: Path | None = None
     Raises:
         UserError: A file cannot be written.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("coralline.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     page = _page(record)
-    text = environment.get_template("report.html.j2").render(page)
+    text = templates("coralline.report").get_template("report.html.j2").render(page)
     write_text(out, text.lstrip() + "\n")
     if figures_dir is not None:
         for name, svg in _figures(page).items():
             file = re.sub(r"[^\w.-]+", "_", name) + ".svg"
             write_text(figures_dir / file, svg.replace("<svg", f'<svg xmlns="{_SVG}"', 1) + "\n")
     return out
+
+
+def templates(*packages: str) -> Environment:
+    """The templates of packages, each in its folder `templates`; the first that has one counts."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,203 @@
+"""The compiled pipeline over three nights of a small model: the second is really slower."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.nightly import measure_night, read_night, write_night
+from components.reporting import tracking_database
+from coralline.cli.main import main
+from coralline.errors import UserError
+from coralline.staging import Effort, StagingProblem, make_plan
+from coralline.tflite.split import split_model
+from hardware_lab.store import Store
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "data" / "small_int8.tflite"
+DEVICE = ROOT.parent / "coralline" / "devices" / "data" / "edgetpu-usb.yaml"
+OVERHEAD = "stage_overhead_ms: 0.43"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CORALLINE_HOME", str(tmp_path / "home"))
+    for name in ("MLFLOW_TRACKING_URI", "CORALLINE_LAB", "CORALLINE_COMMIT"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Path:
+    """Of a simulated board whose device model, `device.yaml` beside it, can be made slower."""
+    (tmp_path / "device.yaml").write_text(DEVICE.read_text())
+    file = tmp_path / "lab.yaml"
+    file.write_text(
+        "schema: coralline.inventory/v1\n"
+        "boards:\n"
+        f"  sim: {{kind: edgetpu-sim, device: {tmp_path / 'device.yaml'}}}\n"
+        f"  parked: {{kind: edgetpu-sim, device: {tmp_path / 'device.yaml'}}}\n"
+    )
+    return file
+
+
+def slow_down(inventory: Path) -> None:
+    device = inventory.with_name("device.yaml")
+    text = device.read_text()
+    assert OVERHEAD in text
+    device.write_text(text.replace(OVERHEAD, "stage_overhead_ms: 0.53"))
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git clone that the test works in."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    git(folder, "init", "--quiet")
+    commit(folder, "Begin")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=Somebody", "-c", "user.email=somebody@example.org")
+    said = subprocess.run(
+        ["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True
+    )
+    return said.stdout.strip()
+
+
+def commit(folder: Path, subject: str) -> str:
+    git(folder, "commit", "--quiet", "--allow-empty", "-m", subject)
+    return git(folder, "rev-parse", "HEAD")
+
+
+def coralline(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["coralline", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    code: Any = ended.value.code
+    return int(code or 0)
+
+
+@pytest.mark.slow
+def test_a_slower_night_ends_red_and_says_since_when(
+    home: Path,
+    inventory: Path,
+    clone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def night(*boards: str) -> int:
+        settings = {
+            "models": f"[{MODEL}]",
+            "boards": f"[{', '.join(boards)}]",
+            "planner": "topo-dp",
+            "inventory": str(inventory),
+            "repetitions": 40,
+            "code_version": "test",
+        }
+        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        golden = str(ROOT / "golden" / "nightly.yaml")
+        return coralline(monkeypatch, "pipeline", "run", golden, "--json", *words)
+
+    # There is nothing to compare the first night with.
+    assert night("sim") == 0
+    first = json.loads(capsys.readouterr().out)
+    [trend] = first["trends"]
+    assert (trend["series"], trend["verdict"]) == ("small_int8/2/sim", "first")
+    assert "no good night before" in Path(first["report"]).read_text()
+
+    good = git(clone, "rev-parse", "HEAD")
+    commit(clone, "Change something harmless")
+    bad = commit(clone, "Check every tensor <twice>")
+    slow_down(inventory)
+    Store(home / "lab").health.set("parked", "maintenance", "new cable")
+    assert night("sim", "away", "parked") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "3 of 3 series need a look" in said
+    assert "small_int8/2/sim slower: median latency is 1.19" in said
+    assert "board 'away' is not in the inventory" in said
+    assert "board 'parked' is maintenance: new cable" in said
+    page = Path(said.split("page: ")[1].split(" (log")[0])
+    text = page.read_text(encoding="utf-8")
+    assert "Check every tensor &lt;twice&gt;" in text
+    assert "Change something harmless" in text
+    assert f"at commit {bad[:10]}" in text
+    assert f"commit {good[:10]})" in text
+    assert text.index("small_int8") < text.index("board &#39;away&#39;")
+    # The measurement is kept although the run is red.
+    with sqlite3.connect(tracking_database()) as store:
+        metrics = dict(store.execute("select key, value from metrics order by timestamp"))
+        assert store.execute("select count(*) from runs").fetchone()[0] == 4
+    assert metrics["p50_ms_ratio/small_int8/2/sim"] == pytest.approx(1.19, abs=0.01)
+    assert metrics["series_missing"] == 2
+
+    assert coralline(monkeypatch, "lab", "trend", "--board", "sim", "--json") == 0
+    [trend] = json.loads(capsys.readouterr().out)["trends"]
+    assert [judged["verdict"] for judged in trend["nights"]] == ["first", "slower"]
+    assert len(trend["commits"]) == 2
+
+    # A person says that this is how it is now.
+    assert coralline(monkeypatch, "lab", "accept", "small_int8/2/sim", "--why", "safer") == 0
+    [split] = home.glob("runs/*/steps/*/*/compile-segments/compiled/*")
+    table = home / "third.json"
+    measure_night(
+        [split], ["sim"], 40, str(inventory), "nightly", "n", "", home / "m", table, lambda *_: None
+    )
+    [trend] = read_night(table)["trends"]
+    assert [judged["verdict"] for judged in trend["nights"]] == ["first", "accepted", "level"]
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    from coralline.devices.model import load_device
+    from coralline.graph import read_graph
+
+    problem = StagingProblem(read_graph(MODEL), 2, load_device("edgetpu-usb"))
+    split_model(MODEL, make_plan(problem, "topo-dp", Effort()), tmp_path / "split")
+    return tmp_path / "split"
+
+
+def test_a_disturbed_measurement_is_made_once_more(
+    home: Path, split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No machine is so calm that nothing would be said against it, with this limit.
+    monkeypatch.setattr("coralline.runtime.statistics.LOADED_CORES", -1.0)
+    table = tmp_path / "trends.json"
+    measure_night(
+        [split], ["host"], 8, "", "calm", "n1", "", tmp_path / "m", table, lambda *_: None
+    )
+    [trend] = read_night(table)["trends"]
+    assert trend["verdict"] == "disturbed"
+    assert len(trend["nights"]) == 1
+    jobs = Store(home / "lab").jobs(labels={"nightly": "calm"})
+    assert [job.state for job in jobs] == ["done", "done"]
+    assert trend["nights"][0]["job"] == jobs[1].id
+    assert trend["nights"][0]["marks"][0].startswith("loaded")
+    write_night(table, {}, "test", tmp_path / "page", tmp_path / "table")
+    assert "disturbed" in (tmp_path / "page").read_text()
+
+
+def test_nights_of_other_names_are_not_compared(home: Path, split: Path, tmp_path: Path) -> None:
+    for i, name in enumerate(("one", "two", "one")):
+        table = tmp_path / f"{i}.json"
+        boards = ["edgetpu-usb-sim"]
+        measure_night(
+            [split], boards, 8, "", name, f"n{i}", "c", tmp_path / "m", table, lambda *_: None
+        )
+        [trend] = read_night(table)["trends"]
+        assert trend["verdict"] == ("level" if i == 2 else "first")
+        assert trend["nights"][-1]["commit"] == "c"
+
+
+def test_the_same_model_twice_is_refused(home: Path, split: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="small_int8/2/host is asked for twice"):
+        measure_night(
+            [split, split], ["host"], 8, "", "n", "n", "", tmp_path, tmp_path / "t", lambda *_: None
+        )

@@ -18,16 +18,21 @@ from urllib.parse import parse_qsl, quote, urlencode
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from coralline.errors import CorallineError, DeviceError, UserError
+from coralline.report.page import templates
+from hardware_lab import trend_page
 from hardware_lab.database import STATES, Role, State, iso
 from hardware_lab.health import BY_PEOPLE
-from hardware_lab.service import views
+from hardware_lab.nights import NAME as NIGHTLY
+from hardware_lab.service import trending, views
 from hardware_lab.service.charts import Chart
 from hardware_lab.service.gate import ADMINS, ANYONE, COOKIE, Caller, Gate, limited
 from hardware_lab.service.results import Result, describe, describe_power
+from hardware_lab.service.trending import Trends
 from hardware_lab.store import Store
+from hardware_lab.trends import CONFIDENCE
 
 ASSETS = {"lab.css": "text/css; charset=utf-8", "lab.js": "text/javascript; charset=utf-8"}
 RESULTS = 64
@@ -86,15 +91,8 @@ class Pages:
         self._secret = secrets.token_bytes(32)
         self.result = lru_cache(RESULTS)(self._result)
         self.power = lru_cache(RESULTS)(self._power)
-        self._environment = Environment(
-            loader=ChoiceLoader(
-                [PackageLoader("hardware_lab.service"), PackageLoader("coralline.report")]
-            ),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        self.trends = Trends(store)
+        self._environment = templates("hardware_lab.service", "coralline.report")
         self._environment.filters |= {
             "iso": iso,
             "model": views.model,
@@ -104,6 +102,8 @@ class Pages:
         self._environment.globals |= {
             "asset": self._asset,
             "model_of": views.model_of,
+            "nights_of": lambda trend: Markup(trend_page.figure(trend)),
+            "sentence": trend_page.sentence,
             "span": views.span,
         }
         self.assets = {
@@ -292,8 +292,49 @@ def pages(store: Store, gate: Gate) -> tuple[Pages, list[APIRouter]]:
         if context is None:
             raise HTTPException(404, f"the lab has no board {name!r}")
         caller: Caller = request.state.caller
-        admin = {"may_set": caller.role == "admin", "settable": BY_PEOPLE}
-        return renderer.page(request, "board", {**context, **admin})
+        more = {
+            "may_set": caller.role == "admin",
+            "settable": BY_PEOPLE,
+            "nightlies": renderer.trends.of_board(name),
+        }
+        return renderer.page(request, "board", {**context, **more})
+
+    @seen.get("/trends")
+    def trends(request: Request, nightly: str = "") -> Response:
+        names = renderer.trends.nightlies()
+        name = nightly or (names[0] if names else NIGHTLY)
+        found, pending = renderer.trends.read(name)
+        context = {
+            "name": name,
+            "names": names,
+            "trends": found,
+            "pending": pending,
+            "refresh_s": views.LIVE_S if pending else views.IDLE_S,
+        }
+        return renderer.page(request, "trends", context)
+
+    @seen.get("/trends/{series:path}")
+    def trend(request: Request, series: str, nightly: str = NIGHTLY) -> Response:
+        found, pending = renderer.trends.read(nightly)
+        chosen = next((trend for trend in found if trend["series"] == series), None)
+        if chosen is None and pending:
+            waits = {"title": series, "says": "Its nights are being judged …", "refresh_s": 1}
+            return renderer.page(request, "problem", waits)
+        if chosen is None:
+            raise HTTPException(404, f"nightly {nightly!r} has no series {series!r}")
+        context = {
+            "name": nightly,
+            "trend": chosen,
+            "says": trend_page.sentence(chosen),
+            "charts": trending.charts(chosen),
+            "metrics": trending.metrics(chosen),
+            "metric_names": trend_page.METRICS,
+            "times": trending.times,
+            "confidence": f"{100 * CONFIDENCE:.0f} %",
+            "pending": pending,
+            "refresh_s": views.LIVE_S if pending else views.IDLE_S,
+        }
+        return renderer.page(request, "trend", context)
 
     @public.get("/sign-in")
     def sign_in(request: Request, next: str = "/") -> Response:

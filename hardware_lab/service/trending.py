@@ -7,7 +7,7 @@ known before.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -40,6 +40,12 @@ class _Known:
     trends: Sequence[Trend] = ()
     work: tuple[object, Future[list[dict[str, Any]]]] | None = None
 
+    def take(self) -> None:
+        """Know what has been judged meanwhile."""
+        if self.work is not None and self.work[1].done():
+            (of, judged), self.work = self.work, None
+            self.of, self.trends = of, judged.result()
+
 
 class Trends:
     """The trends of one lab."""
@@ -63,17 +69,21 @@ class Trends:
         now = self._store.glance.ended_like(NAME, name, ACCEPTED)
         with self._lock:
             known = self._known.setdefault(name, _Known())
-            if known.of != now and (known.work is None or known.work[1].done()):
+            known.take()
+            if known.of != now and known.work is None:
                 known.work = now, self._pool.submit(self._judge, name)
-            work = known.work
-        if work is not None:
-            try:
-                found = work[1].result(PATIENCE_S)
-            except TimeoutError:
-                return known.trends, True
-            with self._lock:
-                known.of, known.trends, known.work = work[0], found, None
-        return known.trends, False
+        if known.work is not None:
+            wait([known.work[1]], PATIENCE_S)
+        with self._lock:
+            known.take()
+            return known.trends, known.work is not None
+
+    def of_board(self, board: str) -> dict[str, list[Trend]]:
+        """The trends of one board, as far as they are known, by nightly."""
+        return {
+            name: [trend for trend in self.read(name)[0] if trend["board"] == board]
+            for name in self.nightlies()
+        }
 
     def _judge(self, name: str) -> list[dict[str, Any]]:
         return [trend.to_json() for trend in read_trends(self._store, name)]
@@ -81,8 +91,17 @@ class Trends:
 
 def charts(trend: Trend) -> list[Chart]:
     """A chart a metric: the nights of a series."""
-    metrics = [m for m in METRICS if any(m in night["values"] for night in trend["nights"])]
-    return [_chart(trend, metric) for metric in metrics]
+    return [_chart(trend, metric) for metric in metrics(trend)]
+
+
+def metrics(trend: Trend) -> list[str]:
+    """What was measured in any night."""
+    return [m for m in METRICS if any(m in night["values"] for night in trend["nights"])]
+
+
+def times(change: Mapping[str, float]) -> str:
+    """A ratio with its interval."""
+    return f"{change['value']:.3f} ({change['low']:.3f} to {change['high']:.3f})"
 
 
 def _chart(trend: Trend, metric: str) -> Chart:
@@ -135,8 +154,8 @@ def _chart(trend: Trend, metric: str) -> Chart:
     slower = [night["at"][:10] for _, night in shown if night["verdict"] in SLOWER]
     return Chart(
         f"{METRICS[metric].capitalize()} ({said}), a dot a night with the "
-        f"{100 * CONFIDENCE:.0f} % interval of its samples. Red squares: slower nights; hollow: "
-        "nights that do not count; a tick below: no measurement; a line: a level that was accepted.",
+        f"{100 * CONFIDENCE:.0f} % interval of its samples. Large and red: slower; hollow: does "
+        "not count; a tick below: no measurement; a line: a level that was accepted.",
         f"{METRICS[metric].capitalize()} of {trend['series']}, {said}, over {len(nights)} nights: "
         f"from {low:.4g} to {high:.4g} {unit}. Slower: {', '.join(slower) or 'none'}.",
         x,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from html import unescape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,6 +107,36 @@ class Browser:
         before = self._loaded
         self._say("Page.navigate", url=url)
         self.wait(lambda: self._loaded > before, url)
+
+    def submit(self, form: str, values: Mapping[str, str]) -> None:
+        """Fill in the form that a selector finds, send it, and wait for what follows."""
+        before = self._loaded
+        find = f"document.querySelector({json.dumps(form)})"
+        for name, value in values.items():
+            self.eval(f"{find}.elements[{json.dumps(name)}].value = {json.dumps(value)}")
+        self.eval(f"{find}.requestSubmit()")
+        self.wait(lambda: self._loaded > before, f"what follows {form}")
+
+    def press(self, key: str) -> None:
+        """Press a key and let it go."""
+        codes = {"Tab": 9, "Enter": 13}
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": "\r"} if kind == "keyDown" and key == "Enter" else {}
+            self._say(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=codes[key],
+                **text,
+            )
+
+    def text(self) -> str:
+        """What a person reads; the page's own scripts need not run."""
+        root = self._say("DOM.getDocument", depth=0)["root"]["nodeId"]
+        body = self._say("DOM.querySelector", nodeId=root, selector="body")["nodeId"]
+        html = self._say("DOM.getOuterHTML", nodeId=body)["outerHTML"]
+        return " ".join(unescape(re.sub(r"<[^>]*>", " ", html)).split())
 
     def eval(self, code: str) -> Any:
         """The value of a JavaScript expression in the page."""

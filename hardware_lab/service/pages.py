@@ -23,10 +23,11 @@ from markupsafe import Markup
 from coralline.errors import CorallineError, DeviceError, UserError
 from coralline.report.page import templates
 from hardware_lab import trend_page
+from hardware_lab.artifacts import MissingError
 from hardware_lab.database import STATES, Role, State, iso
 from hardware_lab.health import BY_PEOPLE
 from hardware_lab.nights import NAME as NIGHTLY
-from hardware_lab.service import trending, views
+from hardware_lab.service import files, trending, views
 from hardware_lab.service.charts import Chart
 from hardware_lab.service.gate import ADMINS, ANYONE, COOKIE, Caller, Gate, limited
 from hardware_lab.service.results import Result, describe, describe_power
@@ -155,7 +156,8 @@ class Pages:
     def refusal(self, request: Request, error: HTTPException) -> Response:
         """Why somebody may not see a page, or a way to sign in."""
         if error.status_code == 401 and request.method == "GET":
-            path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            path = request.scope["raw_path"].decode("ascii")
+            path += f"?{request.url.query}" if request.url.query else ""
             return RedirectResponse(f"/sign-in?{urlencode({'next': path})}", 303)
         title = {401: "Signed out", 403: "Not allowed", 404: "Not here", 429: "Too often"}
         context = {"title": title.get(error.status_code, "Not done"), "says": error.detail}
@@ -165,9 +167,8 @@ class Pages:
         """What the lab could not do."""
         is_device = isinstance(error, DeviceError)
         title = "The lab does not answer" if is_device else "Not done"
-        return self._without_lab(
-            request, {"title": title, "says": str(error)}, 503 if is_device else 400
-        )
+        status = 503 if is_device else 404 if isinstance(error, MissingError) else 400
+        return self._without_lab(request, {"title": title, "says": str(error)}, status)
 
     def _without_lab(self, request: Request, context: Mapping[str, Any], status: int) -> Response:
         """A page that needs no database."""
@@ -268,6 +269,16 @@ def pages(store: Store, gate: Gate) -> tuple[Pages, list[APIRouter]]:
             "refresh_s": views.LIVE_S if is_open else 0,
         }
         return renderer.page(request, "job", context)
+
+    @seen.get("/jobs/{job_id}/files/{name:path}")
+    def file(request: Request, job_id: str, name: str) -> Response:
+        kept = store.files(job_id).kept
+        if name not in kept:
+            raise HTTPException(404, f"job {job_id!r} has no file {name!r}")
+        answer = files.get(kept[name].ref, request)
+        plain = re.sub(r"[^\w.-]", "-", name)
+        answer.headers["Content-Disposition"] = f'attachment; filename="{plain}"'
+        return answer
 
     @changing.post("/jobs/{job_id}/cancel")
     def cancel(request: Request, job_id: str) -> Response:

@@ -18,7 +18,7 @@ ENGINE ?= docker
 REGISTRY ?=
 VERSION := 0.1.0
 
-.PHONY: help demo test bench bench-staging bench-lab lint env dev images requirements clean
+.PHONY: help demo test bench bench-staging bench-lab lint docs env dev images requirements clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -44,6 +44,10 @@ lint: dev  ## Style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: dev  ## Build the documentation into build/site; any warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
+
 env: $(VENV)/.runtime  ## Make the environment for running
 
 dev: $(VENV)/.dev  ## Make the environment for testing
@@ -53,7 +57,8 @@ images:  ## Build the container images and run each of their entry points
 	@$(ENGINE) info >/dev/null 2>&1 || { echo "$(ENGINE) is here, but no engine answers it: start the Docker daemon"; exit 1; }
 	for kind in project runner; do \
 	  image=$(REGISTRY)coralline-$${kind/project/python}:$(VERSION); \
-	  $(ENGINE) build --file k8s/images/Dockerfile --target $$kind --tag $$image .; \
+	  $(ENGINE) build --file k8s/images/Dockerfile --target $$kind --tag $$image \
+	    --build-arg COMMIT="$$(git rev-parse HEAD 2>/dev/null)" .; \
 	  k8s/images/smoke $(ENGINE) $$image $$kind; \
 	done
 

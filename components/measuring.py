@@ -13,7 +13,8 @@ from coralline.files import make_folder, write_text
 
 if TYPE_CHECKING:
     from hardware_lab.inventory import Inventory
-    from hardware_lab.store import Job, Store
+    from hardware_lab.lab import Lab
+    from hardware_lab.store import Job
 
 DEADLINE_S = 86400.0
 """Jobs of a pipeline that was killed are given up after it."""
@@ -40,13 +41,13 @@ def dispatch(
         DeviceError: A job failed; what the others measured is kept in the lab.
     """
     from hardware_lab.inventory import Demand, load_inventory
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
     available = load_inventory(Path(inventory) if inventory else None)
     for board in boards:
         available.board(board).check()
     make_folder(out)
-    store = Store(default_lab())
+    store = open_lab()
     group = f"dispatch-{uuid4().hex[:8]}"
     jobs = {
         store.submit(
@@ -77,7 +78,7 @@ def dispatch(
 
 
 def run_group(
-    store: Store,
+    store: Lab,
     inventory: Inventory,
     group: str,
     total: int,
@@ -105,7 +106,7 @@ def run_group(
         store.cancel(group=group, reason="interrupted")
 
 
-def _why_waiting(store: Store, inventory: Inventory, job: Job) -> str:
+def _why_waiting(store: Lab, inventory: Inventory, job: Job) -> str:
     board = job.demand.board or ""
     if board not in inventory.boards:
         return f"board {board!r} is not in the inventory"

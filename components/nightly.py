@@ -51,12 +51,12 @@ def measure_night(
     from hardware_lab import nights
     from hardware_lab.commits import current_commit
     from hardware_lab.inventory import Demand, load_inventory
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
     from hardware_lab.trends import Series
 
     available = load_inventory(Path(inventory) if inventory else None)
     make_folder(measurements)
-    store = Store(default_lab())
+    store = open_lab()
     code = commit or current_commit(Path.cwd())
     # KFP's local runner draws its names from so few that they come again.
     tonight = f"{datetime.now(UTC):%Y-%m-%d} {night}"

@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from coralline.errors import CorallineError, DeviceError
 from coralline.runtime.measurement import Measurement
+from hardware_lab.announcements import ANNOUNCE_S, facts
 from hardware_lab.artifacts import Files, RefusedError
 from hardware_lab.artifacts.download import LIMIT_S, DiskError
 from hardware_lab.boards import Board, Task, here
@@ -30,6 +31,7 @@ from hardware_lab.checks import UnfitError, check
 from hardware_lab.compare import Comparison, compare
 from hardware_lab.health import Health, is_due, is_usable
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.lab import Lab
 from hardware_lab.locks import Lock
 from hardware_lab.store import (
     BEAT_S,
@@ -37,7 +39,6 @@ from hardware_lab.store import (
     LEASE_S,
     Job,
     Lease,
-    Store,
 )
 from hardware_lab.workplace import Work, Workplace
 
@@ -55,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 def run_jobs(
-    store: Store,
+    store: Lab,
     inventory: Inventory,
     group: str | None = None,
     on_progress: Progress | None = None,
@@ -92,6 +93,7 @@ class _Held:
         since: When the store had given it; on the clock of `_now_s`.
         renewed: When the last heartbeat that reached the store was sent.
         lost: Whether the store, or this runner itself, has ended it.
+        progress: The inferences done and to do.
     """
 
     job: Job
@@ -99,6 +101,7 @@ class _Held:
     since: float
     renewed: float
     lost: bool = False
+    progress: tuple[int, int] | None = None
 
     def over(self) -> bool:
         """Whether the board must be left."""
@@ -115,7 +118,7 @@ class Runner:
 
     def __init__(
         self,
-        store: Store,
+        store: Lab,
         inventory: Inventory,
         group: str | None = None,
         on_progress: Progress | None = None,
@@ -134,7 +137,7 @@ class Runner:
         self._held: dict[str, _Held] = {}  # by resource
         self._work: dict[Future[None], str] = {}  # the resources
         self._seen: dict[tuple[str, int], tuple[int, float]] = {}
-        self._health: dict[str, Health] = {}
+        self._health: Mapping[str, Health] = {}
         self._now = 0.0  # of the store's clock, when it was last looked at
         self._happened = Event()
         self._leaving = Event()
@@ -191,23 +194,25 @@ class Runner:
 
     def _look(self, pool: ThreadPoolExecutor, *, draining: bool) -> tuple[bool, bool]:
         """Begin what can begin. Returns whether anything did, and whether more is left."""
-        self._store.sweep()
-        self._health, self._now = self._store.health.known(), self._store.now()
-        leases = self._end_abandoned(self._store.leases())
+        view = self._store.look(self._group)
+        self._health, self._now, queue = view.health, view.now, view.queue
+        leases = self._end_abandoned(view.leases)
+        if len(leases) < len(view.leases):
+            queue = self._store.queue(self._group)
         taken = {lease.resource for lease in leases} | self._held.keys()
         begun = False
         while True:
-            queue = [demand for demand, _ in self._store.queue(self._group)]
             choice = None if draining else self._choose(queue, taken)
             if choice is None:
                 break
             demand, board = choice
             taken.add(board.resource)
             begun |= self._begin(pool, demand, board)
+            queue = self._store.queue(self._group)
         mine = [lease.demand for lease in leases if self._group in (None, lease.group)]
         waiting = any(
             self._may_become_usable(name)
-            for demand in queue
+            for demand, _ in queue
             for name in self._inventory.meeting(demand)
         )
         return begun, waiting or any(self._inventory.meeting(demand) for demand in mine)
@@ -216,11 +221,13 @@ class Runner:
         """Without a person."""
         return is_usable(self._health.get(board), math.inf)
 
-    def _choose(self, queue: list[Demand], taken: set[str]) -> tuple[Demand, Board] | None:
+    def _choose(
+        self, queue: list[tuple[Demand, float]], taken: set[str]
+    ) -> tuple[Demand, Board] | None:
         """The first demand that a free board meets."""
         if self._alone in self._held:
             return None
-        for demand in queue:
+        for demand, _ in queue:
             for name in self._inventory.meeting(demand):
                 board = self._inventory.board(name)
                 state = self._health.get(name)
@@ -261,8 +268,7 @@ class Runner:
 
     def _measure(self, board: Board, held: _Held, work: Work) -> Outcome:
         job = held.job
-        told = self._on_progress
-        progress = None if told is None else partial(told, job)
+        progress = partial(self._note_progress, held)
         outcome: Outcome
         try:
             if is_due(self._health.get(board.name), self._now):
@@ -292,6 +298,11 @@ class Runner:
         if held.over():
             return DeviceError(f"{board.name}: its runner had to leave it", retryable=True)
         return outcome
+
+    def _note_progress(self, held: _Held, done: int, total: int) -> None:
+        held.progress = done, total  # the next heartbeat says it
+        if self._on_progress is not None:
+            self._on_progress(held.job, done, total)
 
     def _models(self, held: _Held, work: Work) -> tuple[Path, Path | None]:
         limit_s = min(LIMIT_S, self._patience_s)
@@ -372,12 +383,22 @@ class Runner:
             return lock is not None and lock.name == lease.lock
 
     def _beat(self, over: Event) -> None:
-        while not over.wait(BEAT_S):
+        announced = -math.inf
+        while True:
+            if _now_s() - announced > ANNOUNCE_S and self._announce():
+                announced = _now_s()
+            if over.wait(BEAT_S):
+                return
             if not self._held:
                 continue
             sent = _now_s()
+            progress = {
+                held.job.id: held.progress
+                for held in list(self._held.values())
+                if held.progress is not None
+            }
             try:
-                alive = self._store.beat(self.name)
+                alive = self._store.beat(self.name, progress)
             except CorallineError as error:
                 log.warning("%s", error)
                 continue
@@ -386,6 +407,14 @@ class Runner:
                     held.renewed = sent
                 elif held.since < sent:
                     held.lost = True
+
+    def _announce(self) -> bool:
+        try:
+            self._store.boards.announce(socket.gethostname(), self.name, facts(self._inventory))
+        except CorallineError as error:
+            log.warning("%s", error)
+            return False
+        return True
 
 
 def _now_s() -> float:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from coralline.runtime.energy import EnergyRecord
     from coralline.runtime.measurement import Measurement
     from hardware_lab.compare import Comparison
-    from hardware_lab.store import Store
+    from hardware_lab.lab import Lab
 
 
 def write_result(out: Path, result: Measurement | Comparison) -> None:
@@ -23,7 +23,7 @@ def write_result(out: Path, result: Measurement | Comparison) -> None:
     write_all_samples(result, out.with_suffix(".parquet"))
 
 
-def write_files(out: Path, store: Store, job_id: str) -> None:
+def write_files(out: Path, store: Lab, job_id: str) -> None:
     """What a result comes with beside its samples, beside `out`: power.parquet as
     OUT.power.parquet."""
     from hardware_lab.artifacts.download import download

@@ -81,11 +81,13 @@ def sentence(trend: Mapping[str, Any]) -> str:
     if not changes:
         return "no metric in common with the nights before"
     change = changes[night["worst"]]
+    metric, times = METRICS[night["worst"]], f"is {change['value']:.3f} times that of"
     said = (
-        f"{METRICS[night['worst']]} is {change['value']:.3f} times that of "
-        f"{'its first' if verdict == 'crept' else 'the last'} good nights "
-        f"({100 * CONFIDENCE:.0f} % interval {change['low']:.3f} to {change['high']:.3f})"
+        f"{metric} of the last nights {times} the first good nights"
+        if verdict == "crept"
+        else f"{metric} {times} the last good nights"
     )
+    said += f" ({100 * CONFIDENCE:.0f} % interval {change['low']:.3f} to {change['high']:.3f})"
     simulated = ", simulated" if night["simulated"] else ""
     if trend["since"] is None:
         return said + simulated

@@ -10,10 +10,11 @@ tonight to the mean of the good nights before (of logarithms) has an interval fr
   of the samples' number.
 - Between nights, tonight is one more draw of a normal distribution of logarithms of which n
   nights were seen, so that it lies sqrt(1 + 1/n) spreads times Student's t from their mean (the
-  usual prediction interval). Drawing the few nights themselves with replacement would miss tails
-  that n nights cannot show: with 7 nights the eighth is the slowest in one case of eight. The
-  spread is theirs, moderated by PRIOR_NIGHTS nights' worth of PRIOR_SPREAD (Smyth 2004), which
-  lets a second night be judged at all. A device model has no moods: its spread is 0.
+  usual prediction interval; the mean of m nights lies sqrt(1/m + 1/n) from it). Drawing the few
+  nights themselves with replacement would miss tails that n nights cannot show: with 7 nights the
+  eighth is the slowest in one case of eight. The spread is theirs, moderated by PRIOR_NIGHTS
+  nights' worth of PRIOR_SPREAD (Smyth 2004), which lets a second night be judged at all. A device
+  model has no moods: its spread is 0.
 
 Sources: Kuensch, The jackknife and the bootstrap for general stationary observations, Annals of
 Statistics 17, 1989. Davison and Hinkley, Bootstrap Methods and their Application, 1997. Politis
@@ -170,8 +171,8 @@ class Judged:
     Attributes:
         changes: By metric, how many times as much as in the last good nights, with its interval.
         against: The jobs of these nights.
-        creep: The same against the series' anchor: its first good nights, or the first after it
-            became faster or was accepted.
+        creep: The same of the last good nights with this one, against the series' anchor: its
+            first good nights, or the first after it became faster or was accepted.
         differs: What else is not as it was in the last of these nights: before and now, by name.
     """
 
@@ -290,22 +291,25 @@ def interval(level: Level) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def ratio(tonight: Level, before: Sequence[Level], *, simulated: bool = False) -> Estimate:
-    """Tonight over the nights before, with its interval; see the head of this module.
+def ratio(now: Sequence[Level], before: Sequence[Level], *, simulated: bool = False) -> Estimate:
+    """Nights over the nights before, with its interval; see the head of this module.
 
     Args:
-        before: At least one.
+        now, before: At least one each.
         simulated: The nights come from a device model.
     """
-    logs = np.log([level.value for level in before])
-    n = len(logs)
-    drawn = tonight.logs - np.mean([level.logs for level in before], axis=0)
+    groups = [np.log([level.value for level in nights]) for nights in (now, before)]
+    means = [float(logs.mean()) for logs in groups]
+    drawn = [np.mean([level.logs for level in nights], axis=0) for nights in (now, before)]
+    change = drawn[0] - drawn[1]
     if not simulated:
-        freedom = PRIOR_NIGHTS + n - 1
-        squares = PRIOR_NIGHTS * PRIOR_SPREAD**2 + np.sum((logs - logs.mean()) ** 2)
-        drawn = drawn + np.sqrt(squares / freedom * (1 + 1 / n)) * _student(freedom)
-    low, high = np.exp(np.quantile(drawn, _tails()))
-    value = float(np.exp(np.log(tonight.value) - logs.mean()))
+        freedom = PRIOR_NIGHTS + sum(len(logs) - 1 for logs in groups)
+        squares = PRIOR_NIGHTS * PRIOR_SPREAD**2
+        squares += sum(((logs - mean) ** 2).sum() for logs, mean in zip(groups, means, strict=True))
+        weight = sum(1 / len(logs) for logs in groups)
+        change = change + np.sqrt(squares / freedom * weight) * _student(freedom)
+    low, high = np.exp(np.quantile(change, _tails()))
+    value = float(np.exp(means[0] - means[1]))
     return Estimate(value, min(float(low), value), max(float(high), value))
 
 
@@ -344,7 +348,7 @@ def judge(series: Series, nights: Iterable[Night], baseline_nights: int = BASELI
             stale = without >= STALE_NIGHTS
             verdict: Verdict = "missing" if missing else "stale" if stale else "disturbed"
             base = good[-baseline_nights:]
-            found.append(Judged(night, verdict, _changes(night, base), _jobs(base)))
+            found.append(Judged(night, verdict, _changes([night], base), _jobs(base)))
             continue
         without = 0
         if night.accepted is not None:
@@ -354,8 +358,10 @@ def judge(series: Series, nights: Iterable[Night], baseline_nights: int = BASELI
         base = good[-baseline_nights:]
         if not anchor and len(base) == baseline_nights:
             anchor = base
-        changes = _changes(night, base)
-        creep = _changes(night, anchor) if anchor and anchor != base else {}
+        changes = _changes([night], base)
+        # Nights of the anchor itself cannot tell how far the level has gone from it.
+        apart = len(good) >= 2 * baseline_nights - 1
+        creep = _changes([*base[1:], night], anchor) if apart else {}
         if not base:
             verdict = "first"
         elif any(map(grew, changes.values())):
@@ -379,12 +385,12 @@ def _when(judged: Judged | None) -> dict[str, str | None] | None:
     return {"at": judged.night.at, "commit": judged.night.commit} if judged else None
 
 
-def _changes(night: Night, before: list[Night]) -> dict[str, Estimate]:
+def _changes(now: list[Night], before: list[Night]) -> dict[str, Estimate]:
     found = {}
-    for name, level in night.levels.items():
-        known = [past.levels[name] for past in before if name in past.levels]
-        if known:
-            found[name] = ratio(level, known, simulated=night.simulated)
+    for name in now[-1].levels:
+        groups = [[n.levels[name] for n in nights if name in n.levels] for nights in (now, before)]
+        if all(groups):
+            found[name] = ratio(*groups, simulated=now[-1].simulated)
     return found
 
 

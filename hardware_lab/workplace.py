@@ -15,7 +15,8 @@ from hardware_lab.artifacts import Artifacts, File, Files, Model
 from hardware_lab.artifacts.cache import Cache
 from hardware_lab.artifacts.download import on_disk
 from hardware_lab.compare import Comparison, write_all_samples
-from hardware_lab.store import Job, Store
+from hardware_lab.lab import Lab
+from hardware_lab.store import Job
 
 SAMPLES = "samples.parquet"
 
@@ -47,7 +48,7 @@ class Workplace:
         DeviceError: The artifact store does not answer.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Lab) -> None:
         self._store = store
         self._artifacts: Artifacts = store.artifacts
         self._artifacts.size("sha256:" + "0" * 64)  # better refused now than in every job

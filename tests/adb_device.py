@@ -30,6 +30,7 @@ PROGRAMS = {
     "getprop": """case "$1" in
 ro.product.manufacturer) echo Coralline;; ro.product.model) echo Emulator;;
 ro.build.version.release) echo 14;; ro.boot.qemu) echo 1;; *) echo;; esac""",
+    "perfetto": f'exec {sys.executable} {Path(__file__).with_name("perfetto_program.py")} "$@"',
     "dumpsys": 'printf "  level: 87\\n  temperature: 312\\n  status: 3\\n"',
 }
 

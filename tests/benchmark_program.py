@@ -117,11 +117,17 @@ def run_cpu(flags: dict[str, str], fault: str) -> None:
 
 def time_runs(flags: dict[str, str], run) -> None:
     for count in (int(flags.get("warmup_runs", 1)), int(flags["num_runs"])):
+        print(
+            f"INFO: Running benchmark for at least {count} iterations and at least 0 seconds but "
+            f"terminate if exceeding {flags.get('max_secs', '150')} seconds.",
+            flush=True,
+        )
         times = []
         for _ in range(count):
             started = time.perf_counter()
             run()
             times.append(round(1e6 * (time.perf_counter() - started)))
+            time.sleep(max(float(flags.get("run_delay", -1)), 0))
         t = np.array(times)
         if len(set(times)) == 1:
             said = f"count={count} curr={t[-1]}" + ("(all same)" if count > 1 else "")
@@ -131,7 +137,7 @@ def time_runs(flags: dict[str, str], run) -> None:
                 f"count={count} first={t[0]} curr={t[-1]} min={t.min()} max={t.max()} "
                 f"avg={t.mean():g} std={t.std():.0f} p5={p5} median={p50} p95={p95}"
             )
-        print(f"INFO: {said}\n")
+        print(f"INFO: {said}\n", flush=True)
 
 
 if __name__ == "__main__":

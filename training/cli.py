@@ -114,8 +114,13 @@ def run(
 
     from coralline.devices.model import load_device
     from coralline.errors import UserError
+    from training.distributed import place
     from training.policy import Epoch, PolicyConfig, train_policy
     from training.recipe import read_recipe, run_recipe
+
+    index, count = place()
+    if count > 1 and recipe is not None:
+        raise UserError("a recipe makes its labels in one process; give --graphs and --labels")
 
     if (recipe is None) == (graphs is None and labels is None) or (graphs is None) != (
         labels is None
@@ -147,6 +152,8 @@ def run(
             metrics = train_policy(
                 graph_list, label_list, config, out, learned, device=load_device(device)
             )
+    if index > 0:
+        return  # the first has the policy
     output.write_json(out / "metrics.json", metrics.to_json())
     if json:
         output.print_json({"policy": str(out / "policy.npz"), **metrics.to_json()})

@@ -55,6 +55,7 @@ from coralline.staging.policy import (
 )
 from coralline.staging.problem import Plan, StagingProblem
 from coralline.staging.split import SplitArguments, split_arguments, split_value
+from training.distributed import Workers, workers
 from training.quiet import load_tensorflow
 
 if TYPE_CHECKING:
@@ -299,12 +300,29 @@ def train(
 ) -> PolicyMetrics:
     """Train a network and write it to `out_dir / "policy.npz"`.
 
+    Several processes may do it together (`training.distributed`): each must be called with the
+    same arguments, and the first alone calls `on_epoch` and writes.
+
     Args:
         labels: One a problem, or None: those serve REINFORCE alone.
 
     Raises:
         UserError: Too few graphs, labels that do not fit, or an unwritable folder.
+        DeviceError: Another of the processes has gone.
     """
+    group = workers()
+    with group.staying():
+        return _train(problems, labels, config, out_dir, on_epoch, group)
+
+
+def _train(
+    problems: Sequence[StagingProblem],
+    labels: Sequence[Plan | None],
+    config: PolicyConfig,
+    out_dir: Path,
+    on_epoch: Callable[[Epoch], None] | None,
+    workers: Workers,
+) -> PolicyMetrics:
     make_folder(out_dir)
     exercises = [exercise(p, label) for p, label in zip(problems, labels, strict=True)]
     rng = np.random.default_rng(config.seed)
@@ -318,24 +336,32 @@ def train(
     validation = [labelled[i] for i in shuffled[:n_held]]
     training = [labelled[i] for i in shuffled[n_held:]]
     training += [e for e in exercises if e.stage is None]
-    trainer = _Trainer(training, config, rng)
+    trainer = _Trainer(training, config, rng, workers)
     begin = perf_counter()
-    untrained, _, _ = validate(validation, trainer.network.weights(), config.seed)
+
+    def validated(weights: Arrays) -> list[float]:
+        mine = workers.share(validation)
+        sums = [len(mine) * mean for mean in validate(mine, weights, config.seed)]
+        *totals, n = workers.total([*sums, len(mine)])
+        return [total / n for total in totals]
+
+    untrained, _, _ = validated(trainer.network.weights())
     curve: list[Epoch] = []
     best_gap, best = untrained, trainer.network.weights()
     for number in range(config.epochs):
-        spent = (perf_counter() - begin) / config.time_limit_s
+        # The first process's clock counts: all must take the same steps.
+        spent = workers.chiefs((perf_counter() - begin) / config.time_limit_s)
         progress = min(max(number / config.epochs, spent), 1.0)
         imitates = progress < config.imitation_share
         trainer.epoch(progress, imitates)
         weights = trainer.network.weights()
-        greedy, sampled, error = validate(validation, weights, config.seed)
+        greedy, sampled, error = validated(weights)
         if greedy < best_gap:
             best_gap, best = greedy, weights
-        seconds = perf_counter() - begin
+        seconds = workers.chiefs(perf_counter() - begin)
         point = Epoch(number + 1, int(imitates), sampled, greedy, error, seconds)
         curve.append(point)
-        if on_epoch is not None:
+        if on_epoch is not None and workers.is_chief:
             on_epoch(point)
         if seconds > config.time_limit_s:
             break
@@ -360,26 +386,39 @@ def train(
         "devices_digest": hashlib.sha256("".join(sorted(devices)).encode()).hexdigest(),
         "metrics": metrics.to_json(),
     }
-    save_policy(out_dir / "policy.npz", Policy(best, metadata))
+    if workers.is_chief:
+        save_policy(out_dir / "policy.npz", Policy(best, metadata))
     return metrics
 
 
 class _Trainer:
-    """The state of a training run."""
+    """The state of a training run, in one of its processes.
+
+    Args:
+        rng: Orders the batches; gives the same in all processes.
+    """
 
     def __init__(
-        self, training: list[Exercise], config: PolicyConfig, rng: np.random.Generator
+        self,
+        training: list[Exercise],
+        config: PolicyConfig,
+        rng: np.random.Generator,
+        workers: Workers,
     ) -> None:
         tf = load_tensorflow()
         from training.network import Network
 
-        self.training, self.config, self.rng = training, config, rng
-        self.network = Network(config.hidden, config.layers, config.seed)
+        self.training, self.config, self.workers = training, config, workers
+        self.order = rng
+        self.rng = np.random.default_rng([config.seed, workers.index])
         self.steps = 0
-        self.optimizer = tf.keras.optimizers.Adam(
-            config.learning_rate, global_clipnorm=config.clip_norm
-        )
-        self.step = _step(self.network, self.optimizer)
+        with workers.strategy.scope():
+            self.network = Network(config.hidden, config.layers, config.seed)
+            # Each process clips its part of the gradient before the parts are summed.
+            self.optimizer = tf.keras.optimizers.Adam(
+                config.learning_rate, global_clipnorm=config.clip_norm / workers.count
+            )
+            self.step = _step(self.network, self.optimizer, workers)
         self.project = _project(self.network)
 
     def epoch(self, progress: float, imitates: bool) -> None:
@@ -390,7 +429,7 @@ class _Trainer:
         self.optimizer.learning_rate.assign(rate)
         sizes = np.array([0 if imitates and e.stage is None else e.n_nodes for e in self.training])
         for chosen in self._batches(sizes):
-            items = [self.training[i] for i in chosen]
+            items = [self.training[i] for i in self.workers.share(list(chosen))]
             batch = graph_batch(items)
             projections = self._project(items, batch)
             roll = self._imitate if imitates else self._sample
@@ -401,10 +440,10 @@ class _Trainer:
         """Shuffled batches of indices, each of graphs of one size; size 0 is left out."""
         batches = []
         for size in np.unique(sizes[sizes > 0]):
-            group = self.rng.permutation(np.flatnonzero(sizes == size))
+            group = self.order.permutation(np.flatnonzero(sizes == size))
             n = max(self.config.batch_nodes // int(size), 1)
             batches += np.split(group, range(n, len(group), n))
-        self.rng.shuffle(batches)
+        self.order.shuffle(batches)
         return batches
 
     def _project(self, items: list[Exercise], batch: dict[str, Any]) -> list[Projection]:
@@ -529,7 +568,7 @@ def rollout_batch(
     }
 
 
-def _step(network: Network, optimizer: Any) -> Callable[..., None]:
+def _step(network: Network, optimizer: Any, workers: Workers) -> Callable[..., None]:
     import tensorflow as tf
 
     variables = list(network.variables.values())
@@ -548,14 +587,18 @@ def _step(network: Network, optimizer: Any) -> Callable[..., None]:
         "log_target": tf.TensorSpec((None,), floats),
     }
 
-    @tf.function(autograph=False, input_signature=[signature])
-    def step(batch: dict[str, tf.Tensor]) -> None:
+    def own_part(batch: dict[str, tf.Tensor]) -> None:
         with tf.GradientTape() as tape:
             projection = network.project(batch)
             log_policy = tf.reduce_mean(network.log_policy(batch, projection), axis=2)
             error = projection["log_target"] - batch["log_target"]
             loss = tf.reduce_mean(error**2) - tf.reduce_mean(batch["weight"] * log_policy)
+            loss /= workers.count
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+
+    @tf.function(autograph=False, input_signature=[signature])
+    def step(batch: dict[str, tf.Tensor]) -> None:
+        workers.strategy.run(own_part, args=(batch,))
 
     return step
 

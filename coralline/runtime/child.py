@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -134,6 +134,9 @@ def converse(
 ) -> Said:
     """Send a process its request, pass its progress on, and wait for its end.
 
+    A line `{"ask": "clock"}` is answered at once by one with this machine's `clock`, which is
+    CLOCK_MONOTONIC in seconds: so may a process far away learn what its own clock is to ours.
+
     However this returns or raises, the process has ended.
 
     Args:
@@ -160,7 +163,12 @@ def converse(
     listener = Thread(target=errors.extend, args=(child.stderr,), daemon=True)
     listener.start()
     over, timed_out, stopped = Event(), False, False
-    stdin = child.stdin
+    stdin, writing = child.stdin, Lock()
+
+    def write(line: str) -> None:
+        with writing:
+            stdin.write(line + "\n")
+            stdin.flush()
 
     def end() -> None:
         over.set()
@@ -184,11 +192,9 @@ def converse(
 
     def beat() -> None:
         with suppress(BrokenPipeError):
-            stdin.write(json.dumps(request) + "\n")
-            stdin.flush()
+            write(json.dumps(request))
             while not over.wait(heartbeat_s):
-                stdin.write("\n")
-                stdin.flush()
+                write("")
 
     beating = Thread(target=beat, daemon=True)
     beating.start()
@@ -201,6 +207,9 @@ def converse(
                 continue
             with suppress(json.JSONDecodeError):  # the line was cut off
                 last = json.loads(line)
+            if last.get("ask") == "clock":
+                with suppress(BrokenPipeError):
+                    write(json.dumps({"clock": monotonic()}))
             if on_progress is not None and "progress" in last:
                 on_progress(*last["progress"])
         child.wait()

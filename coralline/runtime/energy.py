@@ -326,13 +326,17 @@ def _lost_share(trace: Trace, begin_s: float, end_s: float) -> float:
     """Samples that are missing between these times, as a share of those that should be there.
 
     A gap of two usual intervals has lost one sample; drivers put samples where the instrument's
-    own count says, so what it dropped shows as a gap too.
+    own count says, so what it dropped shows as a gap too. Where a sample is the mean of several,
+    the channel `lost_share` tells how many of these were lost.
     """
     first, last = np.searchsorted(trace.t_s, [begin_s, end_s])
     gaps = np.diff(trace.t_s[max(first - 1, 0) : last + 1])
     steps = np.rint(gaps / np.median(gaps))
     lost = float((steps[steps > 1] - 1).sum())
-    return lost / (lost + len(gaps))
+    due = lost + len(gaps)
+    if "lost_share" in trace.channels:
+        lost += float(trace.channels["lost_share"][first:last].sum())
+    return lost / due
 
 
 def _total(parts: Mapping[str, float | None]) -> float | None:

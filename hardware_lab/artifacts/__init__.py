@@ -155,15 +155,19 @@ def open_artifacts(where: str) -> PrunableArtifacts:
     """A store by its place.
 
     Args:
-        where: A folder, made when absent.
+        where: A folder, made when absent, or `s3://bucket/prefix`.
 
     Raises:
-        UserError: It is something else, or cannot be used.
+        UserError: It is neither, or cannot be used.
     """
     from hardware_lab.artifacts.folder import Folder
 
+    if where.startswith("s3://"):
+        from hardware_lab.artifacts.s3 import S3
+
+        return S3(where)
     if "://" in where:
-        raise UserError(f"{where}: artifacts cannot be there; give a folder")
+        raise UserError(f"{where}: artifacts cannot be there; give a folder or s3://bucket/prefix")
     return Folder(Path(where))
 
 

@@ -21,10 +21,17 @@ from typing import NoReturn
 
 from coralline.errors import DeviceError
 from coralline.runtime.child import STOP_S, Stop, never
+from hardware_lab.boards.clock import Reading
 
 CONNECT_S = 10.0
 """Longest wait for the server to start, or for a device to become ready."""
 POLL_S = 0.1
+CLOCK_ROUNDS = 8
+"""How often a device is asked for its clock; the answer that came fastest counts."""
+READ_UPTIME = "read up rest < /proc/uptime"
+"""Takes no process of its own in the device's shell."""
+UPTIME_S = 0.01
+"""The step in which it is told."""
 SYNC_BYTES = 64 * 1024
 """Most data bytes in one packet of the file service (adb/file_sync_service.h)."""
 _STDOUT, _STDERR, _EXIT = 1, 2, 3  # packets of adb's shell protocol (adb/shell_protocol.h)
@@ -128,6 +135,27 @@ class Adb:
                     return Ran(data[0], output.decode(errors="replace"))
                 if kind in (_STDOUT, _STDERR):
                     output += data
+
+    def clock(self) -> Reading:
+        """What the device's clock, the time since it started, is to this machine's.
+
+        Raises:
+            DeviceError: As `shell`.
+        """
+        readings = []
+        for _ in range(CLOCK_ROUNDS):
+            asked = time.monotonic()
+            said = self.shell(f"{READ_UPTIME}; echo $up", time_limit_s=CONNECT_S).output
+            answered = time.monotonic()
+            try:
+                at_s = float(said) + UPTIME_S / 2  # it is cut off, not rounded
+            except ValueError:
+                raise DeviceError(
+                    f"{self._where}: does not tell its clock ({said.strip()})"
+                ) from None
+            bound_s = (answered - asked) / 2 + UPTIME_S / 2
+            readings.append(Reading(at_s, (asked + answered) / 2 - at_s, bound_s))
+        return min(readings, key=lambda reading: reading.bound_s)
 
     def push(
         self, path: Path, target: str, *, mode: int, time_limit_s: float, stop: Stop = never

@@ -31,9 +31,12 @@ from coralline.runtime.pipeline import open_segments
 from coralline.runtime.references import write_stage_references
 from coralline.tflite.segments import SegmentSet
 from hardware_lab.boards import Task
-from hardware_lab.boards.adb import Adb
+from hardware_lab.boards.adb import READ_UPTIME, Adb
+from hardware_lab.boards.clock import Relation
 from hardware_lab.boards.payload import BoardError, Check
 from hardware_lab.boards.ssh import file_digest
+from hardware_lab.meters import Meter
+from hardware_lab.meters.metering import metered
 
 RUNTIMES = ("tflite", "litert")
 PROCESSORS = ("cpu", "gpu", "nnapi", "npu")
@@ -70,6 +73,9 @@ true
 """
 
 
+_STAMPED = 'printf "%s %s\\n" "$up" "$line"'
+
+
 @dataclass(frozen=True)
 class Android:
     """A phone or board with Android and USB debugging.
@@ -87,6 +93,7 @@ class Android:
         cpus: Cores to run on, as the mask that taskset takes (`f0`); empty for any.
         time_limit_s: A measurement, or sending one file, that takes longer is ended.
         folder: Where files are kept on the phone.
+        meter: What measures its power, of models in one segment.
     """
 
     name: str
@@ -100,6 +107,7 @@ class Android:
     cpus: str = ""
     time_limit_s: float = 3600.0
     folder: str = "/data/local/tmp/coralline"
+    meter: Meter | None = None
 
     kind = "android"
 
@@ -146,6 +154,9 @@ class Android:
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
         """Send what the phone lacks, run each segment there, and fetch what the program says."""
+        return metered(self.meter, task, lambda idle_s: self._measure(task, on_progress, idle_s))
+
+    def _measure(self, task: Task, on_progress: Progress | None, idle_s: float) -> Measurement:
         started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         deadline = time.monotonic() + self.time_limit_s
         segments = open_segments(task.path)
@@ -161,11 +172,16 @@ class Android:
                 self._must(phone, f"mkdir -p {self.folder}/files {session.job}")
                 facts, before = self._facts(phone), self._conditions(phone)
                 self._keep(session, [*models, *references.files])
+                # Of several segments, which run one after the other, no window tells the energy.
+                marked_s = idle_s if len(models) == 1 else 0.0
+                clock = phone.clock() if marked_s else None
                 stages = []
                 for s, model in enumerate(models):
-                    stages.append(self._stage(session, task, model, references.of(s)))
+                    stages.append(self._stage(session, task, model, references.of(s), marked_s))
                     if on_progress is not None:
                         on_progress(s + 1, len(models))
+                marked = [window for stage in stages for window in stage.pop("windows")]
+                windows = Relation(clock, phone.clock()).windows(marked) if clock else ()
                 after = self._conditions(phone)
             finally:
                 with suppress(DeviceError):  # the phone is gone; the next job cleans it
@@ -215,14 +231,19 @@ class Android:
             processor_ran=ran,
             delegated_share=share,
             latency_reported_ms=whole,
+            windows=windows,
         )
 
     # ------------------------------------------------------------ one segment
 
     def _stage(
-        self, session: _Session, task: Task, model: Path, reference: _Reference
+        self, session: _Session, task: Task, model: Path, reference: _Reference, idle_s: float
     ) -> dict[str, Any]:
-        """Run one segment timed, then profiled; what the program told of both."""
+        """Run one segment timed, then profiled; what the program told of both.
+
+        For `idle_s` seconds above 0, first have it do nothing for so long, with the model loaded
+        and run once, and tell when it did what: `windows`, on the phone's clock.
+        """
         left = _left(session.deadline)
         longest = left if task.seconds is None else min(left, task.seconds)
         timed = [
@@ -230,9 +251,19 @@ class Android:
             f"--warmup_runs={max(task.warmup, 1)}",
             f"--max_secs={longest:.3f}",
         ]
-        said = self._run(session, model, timed)
+        windows = []
+        if idle_s:
+            # The pause comes after each inference, in the warm-up too.
+            pause = ["--num_runs=1", "--warmup_runs=1", f"--run_delay={idle_s:.3f}"]
+            _, ((_, end_s, _), _) = self._run_stamped(session, model, pause)
+            windows.append(("idle", end_s - idle_s, end_s, 0))
+            said, (_, alone) = self._run_stamped(session, model, timed)
+            windows.append(("alone", *alone))
+        else:
+            said = self._run(session, model, timed)
         first, latency = parse_latency(said)
         found: dict[str, Any] = {
+            "windows": windows,
             "first_ms": first,
             "latency_ms": latency,
             "delegates": parse_delegates(said),
@@ -261,8 +292,36 @@ class Android:
             )
         return found
 
-    def _run(self, session: _Session, model: Path, flags: Sequence[str]) -> str:
-        """What the program prints; it has ended on the phone when this returns."""
+    def _run_stamped(
+        self, session: _Session, model: Path, flags: Sequence[str]
+    ) -> tuple[str, list[tuple[float, float, int]]]:
+        """What the program prints, and when its warm-up and its timed inferences began and ended
+        on the phone's clock, with the count of each."""
+        stamped = self._run(
+            session, model, flags, f"| while IFS= read -r line; do {READ_UPTIME}; {_STAMPED}; done"
+        )
+        lines = [line.partition(" ") for line in stamped.splitlines()]
+        said = "\n".join(line for _, _, line in lines)
+        phases, begin_s = [], None
+        for at_s, _, line in lines:
+            if "Running benchmark for at least" in line:
+                begin_s = float(at_s)
+            elif begin_s is not None and (count := _statistics(line)):
+                phases.append((begin_s, float(at_s), int(count[0][6:].split()[0])))
+                begin_s = None
+        if len(phases) != 2:
+            raise DeviceError(
+                f"{self.name}: {session.binary.name} does not tell when it begins and ends; "
+                "its energy cannot be measured"
+            )
+        return said, phases
+
+    def _run(self, session: _Session, model: Path, flags: Sequence[str], into: str = "") -> str:
+        """What the program prints; it has ended on the phone when this returns.
+
+        Args:
+            into: What the shell does with it instead, as a pipe.
+        """
         left = _left(session.deadline)
         words = [
             f"{self.folder}/files/{file_digest(session.binary)}",
@@ -276,7 +335,13 @@ class Android:
         if self.cpus:
             words = ["taskset", self.cpus, *words]
         # The shell becomes the program, so that the kept process id is the program's.
-        command = f"cd {session.job} && echo $$ > pid && exec {shlex.join(words)} 2>&1"
+        program = f"echo $$ > pid && exec {shlex.join(words)} 2>&1"
+        if into:
+            # A pipe's exit code is that of its last part.
+            program = (
+                f"{{ sh -c {shlex.quote(program)}; echo $? > code; }} {into}; exit $(cat code)"
+            )
+        command = f"cd {session.job} && {program}"
         ran = session.phone.shell(command, time_limit_s=left, stop=session.stop)
         if ran.code in (126, 127):
             raise DeviceError(

@@ -32,6 +32,8 @@ from hardware_lab.boards.ssh import (
     make_request,
     references_and_models,
 )
+from hardware_lab.meters import Meter
+from hardware_lab.meters.metering import metered
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class CoralLocal:
             A plan with fewer stages uses the first ones.
         threads_per_stage: CPU threads of what the accelerator does not run.
         time_limit_s: A measurement that takes longer is ended.
+        meter: What measures the power of the accelerators, or of the machine.
     """
 
     name: str
     devices: str = ":0"
     threads_per_stage: int = 1
     time_limit_s: float = 3600.0
+    meter: Meter | None = None
 
     kind = "coral-local"
 
@@ -103,15 +107,19 @@ class CoralLocal:
                 threads_per_stage=self.threads_per_stage,
                 devices=self.selectors[: len(models)],
             )
-            answer = self._converse(
-                [sys.executable, str(files / file_digest(PAYLOAD)), "run"],
-                request,
-                on_progress,
-                time_limit_s=self.time_limit_s,
-                keep_open=task.keep_open,
-                stop=task.stop,
-            )
-        return make_measurement(answer, segments, task, self, started_at)
+
+            def run(idle_s: float) -> Measurement:
+                answer = self._converse(
+                    [sys.executable, str(files / file_digest(PAYLOAD)), "run"],
+                    {**request, "idle_s": idle_s},
+                    on_progress,
+                    time_limit_s=self.time_limit_s,
+                    keep_open=task.keep_open,
+                    stop=task.stop,
+                )
+                return make_measurement(answer, segments, task, self, started_at)
+
+            return metered(self.meter, task, run)
 
     def _converse(
         self,

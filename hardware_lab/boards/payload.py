@@ -10,7 +10,8 @@ to the same answers.
     python3 payload.py work             the worker
 
 Supervisor and lab speak as `coralline.runtime.child` does: one line with the request, then lines
-of progress and one answer; meanwhile the lab sends an empty line every few seconds. When its
+of progress and one answer; meanwhile the lab sends an empty line every few seconds, and tells its
+clock when asked. When its
 standard input ends or falls silent, or at a signal, the supervisor kills the worker's process
 group: nothing outlives the lab's interest, whatever happens to lab or network. A lock on the
 board refuses a second supervisor, also of another lab.
@@ -42,6 +43,8 @@ SILENCE_S = 60.0
 KEEP_S = 30 * 24 * 3600.0
 """Files that no job has used for so long are removed."""
 PROGRESS_S = 0.25
+CLOCK_ROUNDS = 8
+"""How often the lab is asked for its clock; the answer that came fastest counts."""
 TOLERANCE = 0.05
 """Largest difference from the reference, as a share of the reference's range. Another processor
 rounds otherwise; a wrong weight or a swapped tensor shows far above this."""
@@ -143,14 +146,25 @@ def run_worker(folder: str, lock: int) -> Any:
         signal.signal(number, kill)
 
     unheard = threading.Event()
+    heard: Any = queue.Queue()
 
     def watch() -> None:
-        while select.select([0], [], [], SILENCE_S)[0] and os.read(0, 4096):
-            pass
+        rest = b""
+        while select.select([0], [], [], SILENCE_S)[0]:
+            data = os.read(0, 4096)
+            if not data:
+                break
+            at = time.perf_counter()
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line:
+                    heard.put((at, json.loads(line.decode("utf-8"))))
         unheard.set()
+        heard.put(None)
         kill()
 
     threading.Thread(target=watch, daemon=True).start()
+    clock = [lab_clock(heard)]  # while the worker loads
     assert worker.stdout
     failure = None
     for line in worker.stdout:
@@ -170,8 +184,29 @@ def run_worker(folder: str, lock: int) -> Any:
         lines = [line.strip() for line in read(errors).splitlines() if line.strip()]
         ending = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise BoardError(": ".join([f"the runtime crashed ({ending})", *lines[-1:]]))
+    clock.append(lab_clock(heard))
     with open(os.path.join(folder, "result.json")) as result:
-        return json.load(result)
+        return dict(json.load(result), clock=clock)
+
+
+def lab_clock(heard: Any) -> Any:
+    """How far the lab's clock is ahead of this machine's, as NTP finds it (RFC 5905, section 8):
+    the lab looked at its clock between our asking and its answer. None if it does not answer.
+
+    `at_s` is on our clock; the lab's is `ahead_s` before it, give or take `bound_s`.
+    """
+    best = None
+    for _ in range(CLOCK_ROUNDS):
+        asked = time.perf_counter()
+        say(ask="clock")
+        answer = heard.get()
+        if answer is None:
+            return None
+        middle, bound = (asked + answer[0]) / 2, (answer[0] - asked) / 2
+        if best is None or bound < best["bound_s"]:
+            ahead = answer[1]["clock"] - middle
+            best = {"at_s": middle, "ahead_s": ahead, "bound_s": bound}
+    return best
 
 
 # ---------------------------------------------------------------- the runtime
@@ -373,12 +408,20 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         return np.array(times)
 
     first = run(1, 1)
+    windows = []
+    if request["idle_s"]:
+        began = time.perf_counter()
+        time.sleep(request["idle_s"])
+        windows.append(["idle", began, time.perf_counter(), 0])
     until = float("inf")
     if request["seconds"] is not None:
         until = time.perf_counter() + request["seconds"]
     alone = run(warmup + repetitions, 1, until)
     full = run(len(alone), pipeline.n_items)
     others = cores_busy_with_others(busy)
+    for name, times in (("alone", alone), ("full", full)):
+        exits = times[:, -1, 4]
+        windows.append([name, float(exits[warmup - 1]), float(exits[-1]), len(times) - warmup])
     ready, started, fed, done, left = np.moveaxis(full[warmup:], (2, 1), (0, 1))
 
     def latency(times: Any) -> Any:
@@ -394,6 +437,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "stage_busy_ms": (1e3 * (done - fed)).tolist(),
         "queue_wait_ms": (1e3 * (started - ready)).tolist(),
         "transfer_ms": (1e3 * ((fed - started) + (left - done))).tolist(),
+        "windows": windows,
         "bit_equal": check.bit_equal,
         "largest_difference": check.largest_difference,
         "partitions": [model.partitions() for model in models],

@@ -26,9 +26,13 @@ from coralline.errors import DeviceError, UserError
 from coralline.runtime.child import Progress, Stop, converse, never
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import PipelineRun, open_segments
+from coralline.runtime.power import Window
 from coralline.runtime.references import write_references
 from coralline.tflite.segments import SegmentSet
 from hardware_lab.boards import Board, Task
+from hardware_lab.boards.clock import Reading, Relation
+from hardware_lab.meters import Meter
+from hardware_lab.meters.metering import metered
 
 PAYLOAD = Path(__file__).with_name("payload.py")
 DELEGATES = ("none", "edgetpu")
@@ -77,6 +81,7 @@ class Ssh:
         threads_per_stage: CPU threads of each pipeline stage.
         time_limit_s: A measurement, or sending one file, that takes longer is ended.
         folder: Where files are kept on the board; relative to the user's home there.
+        meter: What measures its power.
     """
 
     name: str
@@ -90,6 +95,7 @@ class Ssh:
     threads_per_stage: int = 1
     time_limit_s: float = 3600.0
     folder: str = ".cache/coralline"
+    meter: Meter | None = None
 
     kind = "ssh"
 
@@ -145,15 +151,19 @@ class Ssh:
                 threads_per_stage=self.threads_per_stage,
                 devices=[f":{stage}" for stage in range(len(models))] if edgetpu else [],
             )
-        answer = self._converse(
-            f"{self._python(file_digest(PAYLOAD))} run",
-            request,
-            on_progress,
-            time_limit_s=self.time_limit_s,
-            keep_open=task.keep_open,
-            stop=task.stop,
-        )
-        return make_measurement(answer, segments, task, self, started_at)
+
+        def run(idle_s: float) -> Measurement:
+            answer = self._converse(
+                f"{self._python(file_digest(PAYLOAD))} run",
+                {**request, "idle_s": idle_s},
+                on_progress,
+                time_limit_s=self.time_limit_s,
+                keep_open=task.keep_open,
+                stop=task.stop,
+            )
+            return make_measurement(answer, segments, task, self, started_at)
+
+        return metered(self.meter, task, run)
 
     def _kept(self) -> set[str]:
         """Digests of the files that the board has."""
@@ -343,7 +353,7 @@ def make_request(
     threads_per_stage: int,
     devices: Sequence[str],
 ) -> dict[str, Any]:
-    """What the payload is asked; its files are known by their digest.
+    """What the payload is asked, but for `idle_s`; its files are known by their digest.
 
     Args:
         devices: The Edge TPU of each stage, as libedgetpu selects them; empty for the CPU.
@@ -382,6 +392,7 @@ def make_measurement(
         queue_wait_ms=np.array(answer["queue_wait_ms"]),
         transfer_ms=np.array(answer["transfer_ms"]),
         outputs_equal=answer["bit_equal"] or None,
+        windows=_windows(answer),
     )
     proof = _proof(answer, segments)
     return Measurement.of_run(
@@ -413,6 +424,14 @@ def make_measurement(
         processor_ran=proof.processor,
         delegated_share=proof.share,
     )
+
+
+def _windows(answer: Mapping[str, Any]) -> tuple[Window, ...]:
+    """The board's windows on this machine's clock; none when the lab could not be asked."""
+    if None in answer["clock"]:
+        return ()
+    before, after = (Reading(**reading) for reading in answer["clock"])
+    return Relation(before, after).windows(answer["windows"])
 
 
 @dataclass(frozen=True)

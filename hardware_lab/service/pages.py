@@ -263,7 +263,7 @@ def pages(store: Store, gate: Gate) -> tuple[Pages, list[APIRouter]]:
             "charts": drawn,
             "problems": problems,
             "files": store.files(one.id),
-            "running": views.running(store, one, store.now()) if one.state == "running" else None,
+            "running": views.running(one, store.now()) if one.state == "running" else None,
             "ahead": store.glance.ahead(one.id) if one.state == "queued" else 0,
             "may_cancel": is_open and caller.role == "admin",
             "refresh_s": views.LIVE_S if is_open else 0,

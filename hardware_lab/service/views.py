@@ -84,7 +84,7 @@ def boards(store: Store) -> list[BoardView]:
     for job in store.jobs(state="running"):
         if job.board is not None:
             board = found.get(job.board, BoardView(job.board))
-            found[job.board] = replace(board, running=running(store, job, now))
+            found[job.board] = replace(board, running=running(job, now))
     return sorted(found.values(), key=lambda board: board.name)
 
 
@@ -105,10 +105,14 @@ def _announced(board: BoardView, announced: Announced, now: float) -> BoardView:
     )
 
 
-def running(store: Store, job: Job, now: float) -> Running:
+def running(job: Job, now: float) -> Running:
     """How far a running job is."""
     elapsed_s = max(0.0, now - (seconds(job.started_at) or now))
-    return Running(job, elapsed_s)
+    if job.progress is None:
+        return Running(job, elapsed_s)
+    done, total = job.progress
+    left_s = elapsed_s * (total - done) / done if done else None
+    return Running(job, elapsed_s, 100 * done / max(total, 1), left_s)
 
 
 def overview(store: Store) -> dict[str, Any]:

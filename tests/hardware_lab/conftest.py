@@ -1,13 +1,21 @@
-"""Labs in both kinds of database."""
+"""Labs in databases and behind a service, and an emulated phone."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import adbutils
 import pytest
+from adb_device import AdbDevice
+from service_server import serving
 
 from benchmarks.postgresql_server import PostgresqlServer
+from hardware_lab.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -21,11 +29,56 @@ def postgresql(postgresql_binaries: Path) -> Iterator[PostgresqlServer]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The place of a new lab."""
+def where(request: pytest.FixtureRequest, home: Path) -> str:
+    """The place of a new lab in a database."""
+    return _place(request, home)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "service"])
+def place(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
+    """The place of a new lab, in a database or behind a service."""
+    if request.param != "service":
+        yield _place(request, home)
+        return
+    with serving(Store(home.parent / "lab")) as url:
+        yield url
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CORALLINE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CORALLINE_ARTIFACTS", str(tmp_path / "artifacts"))
+    return tmp_path / "home"
+
+
+def _place(request: pytest.FixtureRequest, home: Path) -> str:
     if request.param == "sqlite":
-        return str(tmp_path / "lab")
+        return str(home.parent / "lab")
     url: str = request.getfixturevalue("postgresql").new_database()
     return url
+
+
+@pytest.fixture(scope="module")
+def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A server and keys of our own: this machine's stay as they are."""
+    adb = shutil.which("adb")
+    if adb is None and not os.environ.get("CI"):
+        pytest.skip("adb is not here (Debian package adb)")
+    assert adb, "CI needs adb: install the Debian package adb"
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+        probe.close()
+        patch.setenv("ANDROID_ADB_SERVER_PORT", port)
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("ADB_MDNS", "0")
+        yield
+        subprocess.run([adb, "-P", port, "kill-server"], check=False, capture_output=True)
+
+
+@pytest.fixture
+def phone(adb_server: None, tmp_path: Path) -> Iterator[AdbDevice]:
+    made = AdbDevice(tmp_path / "phone")
+    yield made
+    made.stop()
+    adbutils.AdbClient().disconnect(made.serial)

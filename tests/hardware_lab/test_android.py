@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,29 +39,6 @@ ADB = shutil.which("adb")
 needs_adb = pytest.mark.skipif(
     ADB is None and not os.environ.get("CI"), reason="adb is not here (Debian package adb)"
 )
-
-
-@pytest.fixture(scope="module")
-def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A server and keys of our own: this machine's stay as they are."""
-    assert ADB, "CI needs adb: install the Debian package adb"
-    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-        probe.close()
-        patch.setenv("ANDROID_ADB_SERVER_PORT", port)
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("ADB_MDNS", "0")
-        yield
-        subprocess.run([ADB, "-P", port, "kill-server"], check=False, capture_output=True)
-
-
-@pytest.fixture
-def phone(adb_server: None, tmp_path: Path) -> Iterator[AdbDevice]:
-    made = AdbDevice(tmp_path / "phone")
-    yield made
-    made.stop()
-    adbutils.AdbClient().disconnect(made.serial)
 
 
 @pytest.fixture

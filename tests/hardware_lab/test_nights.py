@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from builders import chain, measure_on_host, plan_of
 
+from coralline.cli.main import main
 from coralline.errors import UserError
 from coralline.runtime.measurement import Measurement
 from hardware_lab import commits, nights
@@ -221,6 +222,33 @@ def test_sentences(tmp_path: Path) -> None:
     said = sentence(json.loads(json.dumps(trend.to_json())))
     assert said.startswith("median latency is 1.300 times that of the last good nights (99 %")
     assert "at commit c1 (last good: " in said
+
+
+def test_the_verbs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["coralline", "lab", *words, "--lab", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    assert told("trend") == 2
+    assert "has no night of 'nightly' like that" in capsys.readouterr().err
+    jobs = spend(Store(tmp_path), 1, 1, 1.3)
+    page = tmp_path / "page.html"
+    assert told("trend", "--model", "small", "--out", str(page)) == 0
+    printed = capsys.readouterr().out
+    assert "slower    small/3/host (night 3): median latency is 1.300 times" in printed
+    assert "since the night of " in printed
+    assert "median latency" in page.read_text()
+    assert told("accept", jobs[0], "--why", "so be it", "--name", "another") == 2
+    assert told("accept", jobs[2], "--why", "so be it", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["job"]["labels"]["accepted"] == "so be it"
+    assert told("trend", "--json") == 0
+    [trend] = json.loads(capsys.readouterr().out)["trends"]
+    assert trend["verdict"] == "accepted"
+    assert not trend["red"]
 
 
 def test_commits_between_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

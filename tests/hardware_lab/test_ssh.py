@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from power_sources import write_power
 
 from coralline.devices.model import load_device
 from coralline.errors import DeviceError, UserError
@@ -34,6 +35,7 @@ from coralline.tflite.split import split_model
 from hardware_lab.boards import Task, payload, ssh
 from hardware_lab.boards.ssh import PAYLOAD, Ssh
 from hardware_lab.inventory import Demand, Inventory, load_inventory
+from hardware_lab.meters.replay import Replay
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
 
@@ -232,6 +234,31 @@ def test_a_measurement(board: Ssh, segments: Path) -> None:
     assert seen and seen[0][1] == 1 + 2 * (found.warmup + 30)
     assert Measurement.from_json(json.loads(json.dumps(found.to_json()))) == found
     assert is_clean(board)
+
+
+@needs_sshd
+def test_windows_are_on_the_labs_clock(
+    board: Ssh, segments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The board's clock is hours ahead, and runs fast by one in a hundred."""
+    other = tmp_path / "payload.py"
+    text = PAYLOAD.read_text()
+    other.write_text(text.replace("time.perf_counter()", "(1e4 + 1.01 * time.perf_counter())"))
+    monkeypatch.setattr(ssh, "PAYLOAD", other)
+    power = write_power(tmp_path / "power.csv", 4.0)
+    meter = Replay(name="plug", at="dc-in", path=str(power), accuracy_percent=1.0, idle_s=0.3)
+    before = time.monotonic()
+    found = replace(board, meter=meter).measure(task(segments, repetitions=3000))
+    assert [window.name for window in found.windows] == ["idle", "alone", "full"]
+    ends = [end for window in found.windows for end in (window.begin_s, window.end_s)]
+    assert before < ends[0] and ends == sorted(ends) and ends[-1] < time.monotonic()
+    full = found.windows[2]
+    assert 0 < full.bound_s < 1
+    assert abs((full.end_s - full.begin_s) * 1.01 - found.wall_s) <= 2 * full.bound_s
+    assert found.energy is not None and found.meter == "plug"
+    spent = found.energy.windows["full"]
+    assert spent.inferences == 3000 and spent.power_w == pytest.approx(4.0)
+    assert found.energy_mj_per_inference == pytest.approx(4e3 * spent.seconds / 3000)
 
 
 @needs_sshd

@@ -73,7 +73,7 @@ def test_a_ratio_does_not_depend_on_the_unit(
 ) -> None:
     def ratio(unit: float) -> list[float]:
         found = trends.ratio(
-            Level.exact(now * unit),
+            [Level.exact(now * unit)],
             [Level.exact(value * unit) for value in before],
             simulated=simulated,
         )
@@ -87,7 +87,7 @@ def test_a_ratio_does_not_depend_on_the_unit(
 
 def test_the_interval_between_nights_is_the_prediction_interval() -> None:
     logs = np.array([0.01, -0.02, 0.0, 0.015, -0.005, 0.02, -0.02])
-    found = trends.ratio(Level.exact(1.0), [Level.exact(float(np.exp(x))) for x in logs])
+    found = trends.ratio([Level.exact(1.0)], [Level.exact(float(np.exp(x))) for x in logs])
     n, prior = len(logs), trends.PRIOR_NIGHTS
     squares = prior * trends.PRIOR_SPREAD**2 + ((logs - logs.mean()) ** 2).sum()
     spread = np.sqrt(squares / (prior + n - 1))
@@ -101,7 +101,7 @@ def test_nights_that_differ_widen_the_interval_and_more_nights_narrow_it() -> No
     calm, wild = ([10, 10.1] * 4, [9, 11] * 4)
     widths = []
     for values in (calm, wild, calm[:2]):
-        found = trends.ratio(Level.exact(10), [Level.exact(v) for v in values])
+        found = trends.ratio([Level.exact(10)], [Level.exact(v) for v in values])
         widths.append(found.high - found.low)
     assert widths[0] < widths[1]
     assert widths[0] < widths[2]
@@ -111,7 +111,7 @@ def test_few_samples_widen_the_interval() -> None:
     rng = np.random.default_rng(1)
     before = [Level.percentile(rng.normal(10, 3, 1000), 50) for _ in range(7)]
     many, few = (
-        trends.ratio(Level.percentile(rng.normal(10, 3, n), 50), before) for n in (1000, 12)
+        trends.ratio([Level.percentile(rng.normal(10, 3, n), 50)], before) for n in (1000, 12)
     )
     assert few.high - few.low > 2 * (many.high - many.low)
 

@@ -14,6 +14,7 @@ import yaml
 from pipelines import cluster, local
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "respect.yaml"
+NIGHTLY = GOLDEN.with_name("nightly.yaml")
 
 
 def _compiled(out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -32,8 +33,9 @@ def _documents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return spec["deploymentSpec"]["executors"], executors
 
 
-def test_every_step_has_room_and_an_end() -> None:
-    executors, kubernetes = _documents(GOLDEN)
+@pytest.mark.parametrize("golden", [GOLDEN, NIGHTLY])
+def test_every_step_has_room_and_an_end(golden: Path) -> None:
+    executors, kubernetes = _documents(golden)
     assert set(executors) == set(kubernetes)
     for name, executor in executors.items():
         room = executor["container"]["resources"]
@@ -51,6 +53,16 @@ def test_only_the_record_sees_secrets_and_mlflow_is_required() -> None:
     required = [secret for secret in secrets if not secret["optional"]]
     assert [secret["secretName"] for secret in required] == [cluster.MLFLOW_SECRET]
     assert required[0]["keyToEnv"] == [{"envVar": "MLFLOW_TRACKING_URI", "secretKey": "uri"}]
+
+
+def test_a_night_needs_the_lab_that_remembers_the_others() -> None:
+    _, kubernetes = _documents(NIGHTLY)
+    with_secrets = {name for name, step in kubernetes.items() if "secretAsEnv" in step}
+    assert with_secrets == {"exec-measure-night", "exec-record-night"}
+    [secret] = kubernetes["exec-measure-night"]["secretAsEnv"]
+    assert secret["secretName"] == cluster.LAB_SECRET
+    assert not secret.get("optional")
+    assert secret["keyToEnv"] == [{"envVar": "CORALLINE_LAB", "secretKey": "url"}]
 
 
 def test_the_measuring_step_goes_where_the_environment_says(tmp_path: Path) -> None:

@@ -311,6 +311,7 @@ def test_the_verbs(
     scheduled = told("schedule", "respect", "--cron", CRON)
     assert scheduled["change"] == "created"
     assert "T02:00:00" in scheduled["next_utc"]
+    assert told("schedule", "nightly", "--cron", CRON)["change"] == "created"
     assert told("runs")["runs"][0]["run_id"] == run["run_id"]
     assert told("status", run["run_id"])["state"] == "PENDING"
     assert told("cancel", run["run_id"])["state"] == "CANCELING"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 
@@ -175,16 +174,14 @@ def test_the_keyboard_reaches_the_content_first(browser: Browser, site: str) -> 
     assert browser.eval("document.activeElement.id") == "main"
 
 
-@dataclass
 class Stepper:
     """A board that does a step of a job when it is told to."""
 
-    name: str = "stepper"
-    step: Event = field(default_factory=Event)
-    steps: int = 4
+    name = kind = resource = "stepper"
+    steps = 4
 
-    kind = "stepper"
-    resource = "stepper"
+    def __init__(self) -> None:
+        self.step = Event()
 
     def check(self) -> str:
         return "steps"

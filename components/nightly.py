@@ -148,11 +148,12 @@ def record_night(
     trends: Path,
     measurements: Path,
     report: Path,
+    costs: Path,
     parameters: Mapping[str, str],
     code_version: str,
 ) -> str:
     """Record the night in MLflow; returns the id of the parent run."""
-    from components.reporting import tracking_database
+    from components.steps import read_costs
     from components.tracking import Execution, record, tracking_uri
     from components.validation import read_measurements
 
@@ -167,9 +168,10 @@ def record_night(
             # There is none when every board is missing.
             measurements=read_measurements(measurements) if any(measurements.iterdir()) else (),
             metrics=_metrics(night),
+            costs=read_costs(costs),
             artifacts={"report": report, "trends": trends},
         ),
-        tracking_uri(tracking_database()),
+        tracking_uri(),
     )
     return recorded.parent
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from coralline.cli import output
-from hardware_lab import trend_cli
+from hardware_lab import artifact_cli, trend_cli
 from hardware_lab.meters_cli import meters
 from hardware_lab.options import artifacts as _artifacts
 from hardware_lab.options import inventory as _inventory
@@ -16,7 +16,7 @@ from hardware_lab.options import json_only as _json
 from hardware_lab.options import seconds_of
 from hardware_lab.options import where as _where
 from hardware_lab.service_cli import add_service
-from hardware_lab.show import print_result, print_table, write_files, write_result
+from hardware_lab.show import print_files, print_result, print_table, write_files, write_result
 
 if TYPE_CHECKING:
     from hardware_lab.inventory import Inventory
@@ -38,6 +38,7 @@ lab = typer.Typer(
 
 def add(app: typer.Typer) -> None:
     """Add the verb `lab`."""
+    artifact_cli.add(lab)
     trend_cli.add(lab)
     app.add_typer(lab, name="lab")
 
@@ -335,14 +336,15 @@ def show(
     result = store.result(job_id) if kept or out is not None else None
     if out is not None and result is not None:
         write_result(out, result)
+    files = store.files(job_id)
     if json:
-        output.print_json(
-            {"job": job.to_json(), "measurement": None if result is None else result.to_json()}
-        )
+        measured = None if result is None else result.to_json()
+        output.print_json({"job": job.to_json(), "measurement": measured, "files": files.to_json()})
         return
     _print_jobs([job])
     if result is not None:
         print_result(result)
+        print_files(files)
 
 
 def bench(

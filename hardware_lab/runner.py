@@ -42,6 +42,8 @@ from hardware_lab.store import (
 )
 from hardware_lab.workplace import Work, Workplace
 
+SEND_S = 60.0
+"""How often to look for raw files that the artifact store did not take at first."""
 POLL_S = (0.05, 1.0)
 """How often to look for jobs: right after something has happened, and when nothing does."""
 PATIENCE_S = 300.0
@@ -142,7 +144,7 @@ class Runner:
         self._happened = Event()
         self._leaving = Event()
         self._patience_s = PATIENCE_S
-        self._artifacts_answered = _now_s()
+        self._silent_since = math.inf  # the artifact store, unless it has just answered
 
     def run(self, until: Event | None = None) -> None:
         """Run jobs until none is left; or, when `until` is given, until it is set.
@@ -155,7 +157,7 @@ class Runner:
         over = Event()
         beating = Thread(target=self._beat, args=(over,), daemon=True)
         beating.start()
-        with ThreadPoolExecutor(len(self._resources)) as pool:
+        with ThreadPoolExecutor(len(self._resources) + 1) as pool:
             try:
                 self._take(pool, until)
             except BaseException:
@@ -171,7 +173,13 @@ class Runner:
     def _take(self, pool: ThreadPoolExecutor, until: Event | None) -> None:
         pause = POLL_S[0]
         answered = _now_s()
+        sending: Future[None] | None = None
+        sent = -math.inf
         while True:
+            if _now_s() - sent > SEND_S and (sending is None or sending.done()):
+                if sending is not None:
+                    sending.result()
+                sending, sent = pool.submit(self._send_left), _now_s()
             for future in [future for future in self._work if future.done()]:
                 del self._held[self._work.pop(future)]
                 future.result()
@@ -312,7 +320,7 @@ class Runner:
             if held.over() or math.isinf(self._patience_s):
                 raise UnfitError(f"{error}") from None
             raise SilentError(f"{error}") from None
-        self._artifacts_answered = _now_s()
+        self._silent_since = math.inf
         return found
 
     def _keep(self, held: _Held, work: Work, result: Measurement | Comparison) -> Files:
@@ -320,17 +328,25 @@ class Runner:
         while True:
             try:
                 files = self._workplace.keep(work, result)
-                self._artifacts_answered = _now_s()
+                self._silent_since = math.inf
                 return files
             except CorallineError as error:
-                # Counted from its last answer: the jobs after the first do not wait as long.
-                patient = _now_s() - self._artifacts_answered < PATIENCE_S
+                # All jobs together wait that long, and not each.
+                self._silent_since = min(self._silent_since, _now_s())
+                patient = _now_s() - self._silent_since < PATIENCE_S
                 if getattr(error, "retryable", False) and patient and not held.over():
                     log.warning("%s", error)
                     if not self._leaving.wait(POLL_S[1]):
                         continue
                 log.error("job %s: its raw files are not stored: %s", held.job.id, error)
+                work.unsent = True
                 return Files(not_stored=" ".join(str(error).split()))
+
+    def _send_left(self) -> None:
+        try:
+            self._workplace.send_left()
+        except CorallineError as error:
+            log.warning("raw files that are not stored yet stay here: %s", error)
 
     def _record(self, board: Board, job: Job, outcome: Outcome, files: Files | None) -> None:
         asked = _now_s()

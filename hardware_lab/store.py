@@ -128,6 +128,18 @@ class Job:
         """A `coralline.job/v3` object."""
         return {"schema": SCHEMA, **asdict(self)}
 
+    @property
+    def model(self) -> Model:
+        """What is measured."""
+        return Model(self.path, self.artifact)
+
+    @property
+    def model_against(self) -> Model | None:
+        """What it is compared with."""
+        if self.against is None or self.against_artifact is None:
+            return None
+        return Model(self.against, self.against_artifact)
+
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Job:
         """Read what `to_json` wrote."""
@@ -427,6 +439,39 @@ class Store:
             rows = connection.execute(select(_files).join(_jobs).where(mine).order_by("name"))
             kept = {row.name: File(row.ref, row.size_bytes) for row in rows}
             return Files(kept, lacks.scalar_one_or_none())
+
+    def attach(self, job_id: str, attempt: int, files: Files) -> bool:
+        """Note the files of a result that were not stored when it was.
+
+        Returns:
+            Whether it is that attempt's result which lacked them.
+        """
+        job = select(_jobs.c.number).where(_jobs.c.id == job_id).scalar_subquery()
+        with self._database.write() as connection:
+            number = connection.execute(
+                update(_measurements)
+                .where(
+                    _measurements.c.job == job,
+                    _measurements.c.attempt == attempt,
+                    _measurements.c.not_stored.is_not(None),
+                )
+                .values(not_stored=files.not_stored)
+                .returning(_measurements.c.job)
+            ).scalar_one_or_none()
+            if number is not None:
+                _insert_files(connection, number, files)
+        return number is not None
+
+    def artifacts_in_use(self, since: float) -> set[str]:
+        """The artifacts of the jobs that wait, run, or ended at or after that time."""
+        recent = _jobs.c.finished.is_(None) | (_jobs.c.finished >= since)
+        recent |= _jobs.c.state.in_(("queued", "running"))
+        with self._database.read() as connection:
+            models = connection.execute(
+                select(_jobs.c.artifact, _jobs.c.against_artifact).where(recent)
+            ).all()
+            files = connection.execute(select(_files.c.ref).join(_jobs).where(recent)).all()
+        return {ref for row in (*models, *files) for ref in row if ref is not None}
 
     def lock(self, resource: str, *, wait: bool = False) -> AbstractContextManager[Lock | None]:
         """Hold a resource of this machine; None when another does and `wait` is false."""

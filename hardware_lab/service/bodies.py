@@ -310,6 +310,12 @@ class ResultFiles(BaseModel):
     not_stored: str | None = Field(description="Why some is missing; null when all is there.")
 
 
+class Attached(BaseModel):
+    """Whether the result lacked files, and is of that attempt."""
+
+    attached: bool
+
+
 class Put(BaseModel):
     ref: Ref
 

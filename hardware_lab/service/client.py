@@ -240,6 +240,11 @@ class RemoteLab:
         kept = {"result": result.to_json(), "files": files and files.to_json()}
         self._http.ask("PUT", _attempt(job, "result"), body=kept)
 
+    def attach(self, job_id: str, attempt: int, files: Files) -> bool:
+        """As `Store.attach`."""
+        where = _path("jobs", job_id, "attempts", str(attempt), "files")
+        return bool(self._http.ask("PUT", where, body=files.to_json())["attached"])
+
     def fail(self, job: Job, error: Exception) -> None:
         """As `Store.fail`."""
         said = {

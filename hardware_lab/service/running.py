@@ -121,6 +121,15 @@ def _finish(request: Request, job_id: str, attempt: int, body: bytes) -> None:
     _count(request, job_id)
 
 
+@router.put("/jobs/{job_id}/attempts/{attempt}/files", response_model=bodies.Attached)
+def attach(
+    job_id: str, attempt: Attempt, files: bodies.ResultFiles, request: Request
+) -> JSONResponse:
+    """Name the files that could not be stored when the result of the attempt was."""
+    kept = Files.from_json(files.model_dump())
+    return JSONResponse({"attached": store_of(request).attach(job_id, attempt, kept)})
+
+
 def read_result(data: dict[str, Any]) -> Measurement | Comparison:
     """A result whose every field is of its type.
 

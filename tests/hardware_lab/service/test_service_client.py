@@ -28,7 +28,7 @@ from hardware_lab.service.app import Settings
 from hardware_lab.service.transport import CA, TOKEN, TOKEN_FILE
 from hardware_lab.store import Store
 
-INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
+INT8 = Path(__file__).parents[2] / "data" / "small_int8.tflite"
 LOCK = Lock(-1, "here:1:1")
 BOARD = Demand("b0")
 

@@ -86,8 +86,8 @@ class Tokens:
         token = given or f"{PREFIX}_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}"
         if not TOKEN.fullmatch(token):
             raise UserError(
-                f"what is given for {name!r} is no token: {PREFIX}_, 8 hexadecimal digits, _ and at "
-                "least 43 letters and digits, drawn at random"
+                f"what is given for {name!r} is no token: {PREFIX}_, 8 hexadecimal digits, _ and "
+                "at least 43 letters and digits, drawn at random"
             )
         now = self._database.now()
         with self._database.write() as connection:

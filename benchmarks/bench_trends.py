@@ -164,8 +164,8 @@ def run(quick: bool) -> BenchResult:
         rows=tuple(rows),
         note=f"{n} simulated histories a board. A rate of 1 % is known to "
         f"{196 * (0.01 * 0.99 / n) ** 0.5:.1f} points. A slowdown of 5 % is the least that counts "
-        "at all: half of them are measured as less. Of a level that stays, each night is one more "
-        "chance to be seen.",
+        "at all: half of them are measured as less. One night alone does not tell an odd one from "
+        "a slowdown: those alarms are gone the next night.",
         environment={"samples a night": SAMPLES, "neighbours alike": ALIKE, "within": WITHIN},
         more=(_creeps(quick, rng), _lasting(quick, rng), _cost(rng)),
     )

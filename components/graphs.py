@@ -13,6 +13,7 @@ def generate_graphs(
     seed: int,
     code_version: str,
     graphs: dsl.Output[dsl.Dataset],
+    cost: dsl.Output[dsl.Metrics],
 ) -> None:
     """Generate a seeded set of synthetic graphs.
 
@@ -24,18 +25,26 @@ def generate_graphs(
     """
     from pathlib import Path
 
+    from components.steps import step
     from coralline.graph.graph_set import write_graph_set
     from coralline.graph.synthetic import generate
 
-    write_graph_set(Path(graphs.path), generate(family, count, nodes, seed))
-    graphs.metadata.update(family=family, count=count, nodes=nodes, seed=seed)
+    with step("generate-graphs", cost):
+        write_graph_set(Path(graphs.path), generate(family, count, nodes, seed))
+        graphs.metadata.update(family=family, count=count, nodes=nodes, seed=seed)
 
 
 @component
-def validate_graphs(graphs: dsl.Input[dsl.Dataset], docs: dsl.Output[dsl.Artifact]) -> None:
+def validate_graphs(
+    graphs: dsl.Input[dsl.Dataset],
+    docs: dsl.Output[dsl.Artifact],
+    cost: dsl.Output[dsl.Metrics],
+) -> None:
     """Stop the pipeline unless the graph set meets its expectations; writes Data Docs."""
     from pathlib import Path
 
+    from components.steps import step
     from components.validation import validate_graphs
 
-    validate_graphs(Path(graphs.path), Path(docs.path))
+    with step("validate-graphs", cost):
+        validate_graphs(Path(graphs.path), Path(docs.path))

@@ -12,6 +12,7 @@ def dispatch(
     repetitions: int,
     inventory: str,
     measurements: dsl.Output[dsl.Dataset],
+    cost: dsl.Output[dsl.Metrics],
 ) -> None:
     """Measure every split model on every board.
 
@@ -23,22 +24,29 @@ def dispatch(
     from pathlib import Path
 
     from components.measuring import dispatch
-    from components.progress import progress
+    from components.steps import progress, step
 
-    folders = [split for artifact in compiled for split in sorted(Path(artifact.path).iterdir())]
-    dispatch(folders, boards, int(repetitions), inventory, Path(measurements.path), progress)
+    with step("dispatch", cost):
+        folders = [
+            split for artifact in compiled for split in sorted(Path(artifact.path).iterdir())
+        ]
+        dispatch(folders, boards, int(repetitions), inventory, Path(measurements.path), progress)
 
 
 @component
 def validate_measurements(
-    measurements: dsl.Input[dsl.Dataset], docs: dsl.Output[dsl.Artifact]
+    measurements: dsl.Input[dsl.Dataset],
+    docs: dsl.Output[dsl.Artifact],
+    cost: dsl.Output[dsl.Metrics],
 ) -> None:
     """Stop the pipeline unless the measurements meet their expectations."""
     from pathlib import Path
 
+    from components.steps import step
     from components.validation import validate_measurements
 
-    validate_measurements(Path(measurements.path), Path(docs.path))
+    with step("validate-measurements", cost):
+        validate_measurements(Path(measurements.path), Path(docs.path))
 
 
 @component
@@ -52,6 +60,7 @@ def measure_night(
     commit: str,
     measurements: dsl.Output[dsl.Dataset],
     trends: dsl.Output[dsl.Artifact],
+    cost: dsl.Output[dsl.Metrics],
 ) -> None:
     """Measure every split model on every board, and judge each by its nights before.
 
@@ -66,17 +75,18 @@ def measure_night(
     from pathlib import Path
 
     from components.nightly import measure_night
-    from components.progress import progress
+    from components.steps import progress, step
 
-    measure_night(
-        [split for artifact in compiled for split in sorted(Path(artifact.path).iterdir())],
-        boards,
-        int(repetitions),
-        inventory,
-        name,
-        night,
-        commit,
-        Path(measurements.path),
-        Path(trends.path),
-        progress,
-    )
+    with step("measure-night", cost):
+        measure_night(
+            [split for artifact in compiled for split in sorted(Path(artifact.path).iterdir())],
+            boards,
+            int(repetitions),
+            inventory,
+            name,
+            night,
+            commit,
+            Path(measurements.path),
+            Path(trends.path),
+            progress,
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +15,13 @@ from coralline.files import make_folder, write_text
 
 if TYPE_CHECKING:
     from hardware_lab.inventory import Inventory
-    from hardware_lab.store import Job, Store
+    from hardware_lab.lab import Lab
+    from hardware_lab.store import Job
 
 DEADLINE_S = 86400.0
 """Jobs of a pipeline that was killed are given up after it."""
+POLL_S = 1.0
+"""How often to look whether other runners have ended theirs."""
 
 
 def dispatch(
@@ -40,13 +45,13 @@ def dispatch(
         DeviceError: A job failed; what the others measured is kept in the lab.
     """
     from hardware_lab.inventory import Demand, load_inventory
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
     available = load_inventory(Path(inventory) if inventory else None)
     for board in boards:
         available.board(board).check()
     make_folder(out)
-    store = Store(default_lab())
+    store = open_lab()
     group = f"dispatch-{uuid4().hex[:8]}"
     jobs = {
         store.submit(
@@ -77,13 +82,15 @@ def dispatch(
 
 
 def run_group(
-    store: Store,
+    lab: Lab,
     inventory: Inventory,
     group: str,
     total: int,
     on_progress: Callable[[str, int, int], None],
 ) -> None:
-    """Run the jobs of a group; those that wait for a board in vain are cancelled with the reason.
+    """Run the jobs of a group, and wait for those that the boards of other runners make.
+
+    Those that wait for a board in vain are cancelled with the reason.
 
     Args:
         total: How many they are.
@@ -92,24 +99,55 @@ def run_group(
 
     ended: set[str] = set()
 
-    def advance(job: Job, done: int, of: int) -> None:
-        if done == of and job.id not in ended:
-            ended.add(job.id)
+    def end(job_id: str) -> None:
+        if job_id not in ended:
+            ended.add(job_id)
             on_progress("measuring", len(ended), total)
 
+    def advance(job: Job, done: int, of: int) -> None:
+        if done == of:
+            end(job.id)
+
     try:
-        run_jobs(store, inventory, group, advance)
-        for job in store.jobs(group=group, state="queued"):
-            store.cancel([job.id], reason=_why_waiting(store, inventory, job))
+        run_jobs(lab, inventory, group, advance)
+        while True:
+            jobs = lab.jobs(group=group)
+            left = [job for job in jobs if job.state in ("queued", "running")]
+            for job in jobs:
+                if job not in left:
+                    end(job.id)
+            seen = _seen_elsewhere(lab)
+            if not any(job.demand.board in seen for job in left):
+                break
+            time.sleep(POLL_S)
+        for job in left:
+            lab.cancel([job.id], reason=_why_waiting(lab, inventory, job))
     finally:
-        store.cancel(group=group, reason="interrupted")
+        lab.cancel(group=group, reason="interrupted")
 
 
-def _why_waiting(store: Store, inventory: Inventory, job: Job) -> str:
+def _seen_elsewhere(lab: Lab) -> set[str]:
+    """The boards that runners have said of late that they have, and that may be used."""
+    from hardware_lab.announcements import ANNOUNCE_S
+    from hardware_lab.health import is_usable
+
+    view = lab.look()
+    return {
+        known.board.name
+        for known in lab.boards.known()
+        if view.now - known.seen < 3 * ANNOUNCE_S
+        and is_usable(view.health.get(known.board.name), math.inf)
+    }
+
+
+def _why_waiting(lab: Lab, inventory: Inventory, job: Job) -> str:
     board = job.demand.board or ""
-    if board not in inventory.boards:
-        return f"board {board!r} is not in the inventory"
-    health = store.health.known().get(board)
-    if health is None or health.state in ("good", "unknown"):
+    health = lab.health.known().get(board)
+    if health is not None and health.state not in ("good", "unknown"):
+        return f"board {board!r} is {health.state}: {health.cause}"
+    if board in inventory.boards:
         return job.error or f"board {board!r} was not free"
-    return f"board {board!r} is {health.state}: {health.cause}"
+    seen = [known.to_json()["seen_at"] for known in lab.boards.known() if known.board.name == board]
+    if seen:
+        return f"no runner has said since {max(seen)} that it has board {board!r}"
+    return f"board {board!r} is not in the inventory"

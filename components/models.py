@@ -6,7 +6,12 @@ from components.face import component
 
 
 @component
-def build_model(name: str, code_version: str, model: dsl.Output[dsl.Model]) -> None:
+def build_model(
+    name: str,
+    code_version: str,
+    model: dsl.Output[dsl.Model],
+    cost: dsl.Output[dsl.Metrics],
+) -> None:
     """Build and quantise one model of the zoo, or take a .tflite by its path.
 
     Args:
@@ -15,19 +20,21 @@ def build_model(name: str, code_version: str, model: dsl.Output[dsl.Model]) -> N
     import shutil
     from pathlib import Path
 
+    from components.steps import step
     from coralline.errors import UserError
 
-    folder = Path(model.path)
-    folder.mkdir(parents=True)
-    if name.endswith(".tflite"):
-        if not Path(name).is_file():
-            raise UserError(f"{name}: no such file; give the path of a .tflite model")
-        shutil.copy(name, folder / Path(name).name)
-    else:
-        from training.zoo import build_model
+    with step("build-model", cost):
+        folder = Path(model.path)
+        folder.mkdir(parents=True)
+        if name.endswith(".tflite"):
+            if not Path(name).is_file():
+                raise UserError(f"{name}: no such file; give the path of a .tflite model")
+            shutil.copy(name, folder / Path(name).name)
+        else:
+            from training.zoo import build_model
 
-        build_model(name, folder)
-    model.metadata["name"] = name
+            build_model(name, folder)
+        model.metadata["name"] = name
 
 
 @component
@@ -41,6 +48,7 @@ def plan_and_partition(
     code_version: str,
     plans: dsl.Output[dsl.Artifact],
     segments: dsl.Output[dsl.Artifact],
+    cost: dsl.Output[dsl.Metrics],
     policy: dsl.Input[dsl.Model] = None,
 ) -> None:
     """Plan a model with every planner and split it by every distinct plan.
@@ -51,27 +59,34 @@ def plan_and_partition(
     from pathlib import Path
 
     from components.planning import plan_and_partition
-    from components.progress import progress
+    from components.steps import progress, step
 
-    plan_and_partition(
-        Path(model.path),
-        Path(policy.path) / "policy.npz" if policy else None,
-        [int(k) for k in stages],
-        planners,
-        device,
-        time_limit_s,
-        int(seed),
-        Path(plans.path),
-        Path(segments.path),
-        progress,
-    )
+    with step("plan-and-partition", cost):
+        plan_and_partition(
+            Path(model.path),
+            Path(policy.path) / "policy.npz" if policy else None,
+            [int(k) for k in stages],
+            planners,
+            device,
+            time_limit_s,
+            int(seed),
+            Path(plans.path),
+            Path(segments.path),
+            progress,
+        )
 
 
 @component
-def compile_segments(segments: dsl.Input[dsl.Artifact], compiled: dsl.Output[dsl.Artifact]) -> None:
+def compile_segments(
+    segments: dsl.Input[dsl.Artifact],
+    compiled: dsl.Output[dsl.Artifact],
+    cost: dsl.Output[dsl.Metrics],
+) -> None:
     """Compile every segment with edgetpu_compiler, where it is installed."""
     from pathlib import Path
 
     from components.planning import compile_all
+    from components.steps import step
 
-    compiled.metadata["compiler"] = compile_all(Path(segments.path), Path(compiled.path))
+    with step("compile-segments", cost):
+        compiled.metadata["compiler"] = compile_all(Path(segments.path), Path(compiled.path))

@@ -51,12 +51,12 @@ def measure_night(
     from hardware_lab import nights
     from hardware_lab.commits import current_commit
     from hardware_lab.inventory import Demand, load_inventory
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
     from hardware_lab.trends import Series
 
     available = load_inventory(Path(inventory) if inventory else None)
     make_folder(measurements)
-    store = Store(default_lab())
+    store = open_lab()
     code = commit or current_commit(Path.cwd())
     # KFP's local runner draws its names from so few that they come again.
     tonight = f"{datetime.now(UTC):%Y-%m-%d} {night}"
@@ -148,11 +148,12 @@ def record_night(
     trends: Path,
     measurements: Path,
     report: Path,
+    costs: Path,
     parameters: Mapping[str, str],
     code_version: str,
 ) -> str:
     """Record the night in MLflow; returns the id of the parent run."""
-    from components.reporting import tracking_database
+    from components.steps import read_costs
     from components.tracking import Execution, record, tracking_uri
     from components.validation import read_measurements
 
@@ -167,9 +168,10 @@ def record_night(
             # There is none when every board is missing.
             measurements=read_measurements(measurements) if any(measurements.iterdir()) else (),
             metrics=_metrics(night),
+            costs=read_costs(costs),
             artifacts={"report": report, "trends": trends},
         ),
-        tracking_uri(tracking_database()),
+        tracking_uri(),
     )
     return recorded.parent
 

@@ -15,6 +15,7 @@ def train_policy(
     seed: int,
     code_version: str,
     policy: dsl.Output[dsl.Model],
+    cost: dsl.Output[dsl.Metrics],
 ) -> None:
     """Train the policy by REINFORCE on the first graphs of the set.
 
@@ -25,20 +26,21 @@ def train_policy(
     """
     from pathlib import Path
 
-    from components.progress import progress
+    from components.steps import progress, step
     from coralline.graph.graph_set import read_graph_set
     from training.labels import read_labels
     from training.policy import PolicyConfig, train_policy
 
-    everything = read_graph_set(Path(graphs.path))
-    cut = max(1, int(len(everything) * training_share))
-    train_policy(
-        everything[:cut],
-        read_labels(Path(labels.path))[:cut],
-        PolicyConfig(epochs=epochs, time_limit_s=time_limit_s, seed=seed),
-        Path(policy.path),
-        lambda epoch: progress("training", epoch.epoch, epochs),
-    )
+    with step("train-policy", cost):
+        everything = read_graph_set(Path(graphs.path))
+        cut = max(1, int(len(everything) * training_share))
+        train_policy(
+            everything[:cut],
+            read_labels(Path(labels.path))[:cut],
+            PolicyConfig(epochs=epochs, time_limit_s=time_limit_s, seed=seed),
+            Path(policy.path),
+            lambda epoch: progress("training", epoch.epoch, epochs),
+        )
 
 
 @component
@@ -48,25 +50,52 @@ def evaluate_policy(
     policy: dsl.Input[dsl.Model],
     training_share: float,
     evaluation: dsl.Output[dsl.Metrics],
+    cost: dsl.Output[dsl.Metrics],
 ) -> None:
     """Gap of the policy on the graphs that training left out, beside other planners."""
     import json
-    from hashlib import sha256
     from pathlib import Path
 
+    from components.steps import step
     from coralline.graph.graph_set import read_graph_set
     from coralline.staging.policy import load_policy
     from training.evaluate import evaluate_policy
     from training.labels import read_labels
 
-    everything = read_graph_set(Path(graphs.path))
-    cut = max(1, int(len(everything) * training_share))
-    held_out = everything[cut:]
-    found = evaluate_policy(
-        load_policy(Path(policy.path) / "policy.npz"),
-        held_out,
-        read_labels(Path(labels.path))[cut:],
-    )
-    # Scores on other graphs do not compare.
-    found["graphs_digest"] = sha256("".join(g.digest for g in held_out).encode()).hexdigest()
-    Path(evaluation.path).write_text(json.dumps(found), encoding="utf-8")
+    with step("evaluate-policy", cost):
+        everything = read_graph_set(Path(graphs.path))
+        cut = max(1, int(len(everything) * training_share))
+        found = evaluate_policy(
+            load_policy(Path(policy.path) / "policy.npz"),
+            everything[cut:],
+            read_labels(Path(labels.path))[cut:],
+        )
+        Path(evaluation.path).write_text(json.dumps(found), encoding="utf-8")
+
+
+@component
+def judge_policy(
+    graphs: dsl.Input[dsl.Dataset],
+    labels: dsl.Input[dsl.Dataset],
+    policy: dsl.Input[dsl.Model],
+    training_share: float,
+    verdict: dsl.Output[dsl.Artifact],
+    cost: dsl.Output[dsl.Metrics],
+) -> None:
+    """Hold the policy against the champion in MLflow, on the graphs that training left out."""
+    from pathlib import Path
+
+    from components.promotion import judge_policy
+    from components.steps import step
+    from coralline.graph.graph_set import read_graph_set
+    from training.labels import read_labels
+
+    with step("judge-policy", cost):
+        everything = read_graph_set(Path(graphs.path))
+        cut = max(1, int(len(everything) * training_share))
+        judge_policy(
+            Path(policy.path) / "policy.npz",
+            everything[cut:],
+            read_labels(Path(labels.path))[cut:],
+            Path(verdict.path),
+        )

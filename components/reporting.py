@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from components.planning import read_plans
+from components.steps import read_costs
 from components.validation import read_measurements
 from coralline.devices.check import published_error
 from coralline.devices.model import load_device
-from coralline.errors import read_text
+from coralline.errors import parse_json, read_text
 from coralline.files import write_text
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.graph.json_format import read_json
-from coralline.home import home_folder
 from coralline.report.page import write_report as write_page
 from coralline.report.record import (
     PolicySummary,
@@ -30,6 +30,7 @@ from coralline.report.record import (
 from coralline.runtime.measurement import Measurement
 from coralline.staging import Plan
 from coralline.staging.policy import load_policy
+from training.gate import Verdict
 
 RESULTS_SCHEMA = "coralline.results/v1"
 
@@ -43,12 +44,16 @@ class Findings:
         measurements: As `dispatch` wrote them.
         policy: The trained network, `.npz`.
         evaluation: Of `evaluate_policy`, JSON.
+        verdict: Of `judge_policy`, JSON.
+        costs: Of `sum_costs`, JSON.
     """
 
     plans: Sequence[Path]
     measurements: Path
     policy: Path
     evaluation: Path
+    verdict: Path
+    costs: Path
 
     def graphs(self) -> dict[str, ComputeGraph]:
         """The planned graphs, by digest."""
@@ -79,10 +84,10 @@ class Findings:
         found: dict[str, Any] = json.loads(read_text(self.evaluation, "a policy evaluation"))
         return found
 
-    def policy_gap(self) -> float:
-        """Mean gap of the policy's greedy plans on graphs it has not seen."""
-        methods = {row["method"]: row["all"]["mean"] for row in self.evaluated()["methods"]}
-        return float(methods["policy greedy"])
+    def judged(self) -> Verdict:
+        """What `judge_policy` decided."""
+        text = read_text(self.verdict, "a verdict on a policy")
+        return Verdict.from_json(parse_json(text, str(self.verdict)))
 
 
 def write_report(
@@ -100,7 +105,7 @@ def write_report(
         + [m.environment["device"] for m in measurements if "device" in m.environment]
     )
     checks = [published_error(name) for name in names]
-    trained = load_policy(found.policy).metadata
+    trained, judged = load_policy(found.policy).metadata, found.judged()
     record = ReportInput(
         title="RESPECT: pipelines over Edge TPUs",
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,7 +118,9 @@ def write_report(
             recipe=trained["config"],
             curve=_curve(trained),
             methods=found.evaluated()["methods"],
+            verdict=f"{judged.word}: {judged.reason}",
         ),
+        steps=read_costs(found.costs),
         device_checks=checks,
         provenance={
             "execution": execution,
@@ -152,19 +159,14 @@ def record(
                 file=found.policy,
                 parameters=trained["config"],
                 curve=_curve(trained),
-                score=found.policy_gap(),
-                data_digest=found.evaluated()["graphs_digest"],
+                verdict=found.judged(),
             ),
+            costs=read_costs(found.costs),
             artifacts={"report": report, "figures": figures, "evaluation": found.evaluation},
         ),
-        tracking_uri(tracking_database()),
+        tracking_uri(),
     )
     return recorded.parent
-
-
-def tracking_database() -> Path:
-    """The SQLite file of the local MLflow store."""
-    return home_folder() / "mlflow" / "mlflow.db"
 
 
 def _curve(trained: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -12,15 +12,19 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.registry import register
+from coralline.cost import StepCost
 from coralline.errors import DeviceError
 from coralline.files import make_folder
 from coralline.graph.compute_graph import ComputeGraph
+from coralline.home import home_folder
 from coralline.report.record import predicted_over_measured, with_shared_bounds
 from coralline.runtime.measurement import Measurement
 from coralline.staging.problem import Plan
@@ -29,9 +33,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from training.gate import Verdict
+
 EXPERIMENT = "coralline"
-POLICY_MODEL = "coralline-policy"
-CHAMPION = "champion"
+PARENT = "pipeline"
+"""The tag `item` of a parent run."""
 
 _BATCH_METRICS = 1000
 """MLflow takes no more in one log_batch."""
@@ -45,15 +51,13 @@ class PolicyRecord:
         file: The policy, `.npz`.
         parameters: Its recipe.
         curve: One mapping of metrics an epoch.
-        score: Its gap on held-out graphs; the smaller, the better.
-        data_digest: Identity of those graphs: scores on other graphs do not compare.
+        verdict: Whether it is to be the champion.
     """
 
     file: Path
     parameters: Mapping[str, Any]
     curve: Sequence[Mapping[str, float]]
-    score: float
-    data_digest: str
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Execution:
         parameters: Of the pipeline.
         plans: Those that no measurement carries get a run too, without a board.
         graphs: By digest; a host's predicted time needs its plan's graph.
+        costs: What its steps used.
         metrics: Of the parent run.
         artifacts: Files and folders for the parent run, by the folder they go to.
     """
@@ -79,6 +84,7 @@ class Execution:
     measurements: Sequence[Measurement]
     graphs: Mapping[str, ComputeGraph] = field(default_factory=dict)
     policy: PolicyRecord | None = None
+    costs: Sequence[StepCost] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     artifacts: Mapping[str, Path] = field(default_factory=dict)
 
@@ -99,9 +105,14 @@ class Recorded:
     policy_version: int | None
 
 
-def tracking_uri(database: Path) -> str:
-    """`MLFLOW_TRACKING_URI` if it is set, or the SQLite file `database`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database.resolve()}"
+def tracking_database() -> Path:
+    """The SQLite file of the local MLflow store."""
+    return home_folder() / "mlflow" / "mlflow.db"
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI` if it is set, or the local SQLite file."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{tracking_database().resolve()}"
 
 
 def record(execution: Execution, uri: str) -> Recorded:
@@ -114,11 +125,46 @@ def record(execution: Execution, uri: str) -> Recorded:
         UserError: The SQLite file's folder cannot be written.
         DeviceError: The server does not answer or refuses.
     """
+    with connected(uri) as client:
+        return _record(client, execution, uri)
+
+
+def record_failure(
+    execution: str, pipeline: str, code_version: str, step: str, message: str, uri: str
+) -> None:
+    """Record that an execution failed: the tags `failed_step` and `error` of its parent run.
+
+    Args:
+        step: That failed; empty where that is not known.
+        message: Of the step, one line.
+
+    Raises:
+        UserError: As `record`.
+    """
+    tags = _tags(execution, pipeline, code_version)
+    with connected(uri) as client:
+        experiment_id = _experiment(client, uri)
+        run = _runs_by_item(client, experiment_id, execution).get(PARENT)
+        if run is None:
+            run = _create_parent(client, experiment_id, tags, None)
+        for key, value in (("failed_step", step), ("error", message)):
+            client.set_tag(run.info.run_id, key, value)
+        client.set_terminated(run.info.run_id, status="FAILED")
+
+
+@contextmanager
+def connected(uri: str) -> Iterator[MlflowClient]:
+    """A client of the store; what it raises is a DeviceError that names the store.
+
+    Raises:
+        UserError: The SQLite file's folder cannot be written.
+        DeviceError: The server does not answer or refuses.
+    """
     client = _client(uri)
     from mlflow.exceptions import MlflowException
 
     try:
-        return _record(client, execution, uri)
+        yield client
     except MlflowException as error:
         raise DeviceError(
             f"MLflow at {uri}: {str(error).splitlines()[0]}; check MLFLOW_TRACKING_URI",
@@ -146,6 +192,16 @@ def child_metrics(
     return {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
 
 
+def cost_metrics(costs: Sequence[StepCost]) -> dict[str, float]:
+    """What the steps used, as metrics: MLflow's charts put those with one prefix side by side."""
+    values: dict[str, float] = {}
+    for cost in costs:
+        values[f"seconds/{cost.name}"] = cost.seconds
+        values[f"cpu_seconds/{cost.name}"] = cost.cpu_seconds
+        values[f"peak_bytes/{cost.name}"] = cost.peak_bytes
+    return values
+
+
 def _client(uri: str) -> MlflowClient:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -155,6 +211,10 @@ def _client(uri: str) -> MlflowClient:
         make_folder(Path(uri.removeprefix("sqlite:///")).parent)
     for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # They warn of the version of pip, and of a model that runs only once it is loaded.
+    for chatty in ("mlflow.utils.environment", "mlflow.models.signature"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
@@ -162,52 +222,87 @@ def _client(uri: str) -> MlflowClient:
 
 def _record(client: MlflowClient, execution: Execution, uri: str) -> Recorded:
     experiment_id = _experiment(client, uri)
-    known = {
-        run.data.tags["item"]: run
-        for run in _all_runs(client, experiment_id, f"tags.execution = '{execution.id}'")
-    }
-    tags = {
-        "execution": execution.id,
-        "pipeline": execution.pipeline,
-        "code_version": execution.code_version,
-    }
-    parent = known.get("pipeline") or client.create_run(
-        experiment_id,
-        run_name=f"{execution.pipeline} {execution.id[:8]}",
-        tags={**tags, "item": "pipeline"},
+    known = _runs_by_item(client, experiment_id, execution.id)
+    tags = _tags(execution.id, execution.pipeline, execution.code_version)
+    parent = known.get(PARENT) or _create_parent(
+        client, experiment_id, tags, _began(execution.costs)
     )
-    tags["mlflow.parentRunId"] = parent.info.run_id
-    children = [
+    run_id = parent.info.run_id
+    children = tuple(
         _child(
             client,
             experiment_id,
             known,
-            tags,
+            {**tags, "mlflow.parentRunId": run_id},
             plan,
             measurement,
             execution.graphs.get(plan.graph_digest),
         )
         for plan, measurement in _pairs(execution)
-    ]
-    if parent.info.status != "FINISHED":
-        _log_parent(client, parent, execution)
-        client.set_terminated(parent.info.run_id)
+    )
+    if parent.info.status == "FINISHED":
+        version = parent.data.tags.get("policy_version")
+    else:
+        version = _complete(client, uri, parent, execution)
+    return Recorded(uri, experiment_id, run_id, children, None if version is None else int(version))
+
+
+def _complete(client: MlflowClient, uri: str, run: Run, execution: Execution) -> str | None:
+    run_id = run.info.run_id
+    _log_parent(client, run, execution)
     version = None
     if execution.policy is not None:
-        version = _register(client, parent, execution.policy)
-    return Recorded(uri, experiment_id, parent.info.run_id, tuple(children), version)
+        registered = register(client, uri, run_id, execution.policy.file, execution.policy.verdict)
+        version = str(registered.version)
+        verdict = registered.verdict
+        _log_batch(client, run, metrics=[verdict.metrics])
+        for key, value in (
+            ("policy_version", version),
+            ("policy_verdict", verdict.word),
+            ("policy_reason", verdict.reason),
+        ):
+            client.set_tag(run_id, key, value)
+    for tag in {"error", "failed_step"} & set(run.data.tags):  # of a try before
+        client.delete_tag(run_id, tag)
+    client.set_terminated(run_id)
+    return version
+
+
+def _tags(execution: str, pipeline: str, code_version: str) -> dict[str, str]:
+    return {"execution": execution, "pipeline": pipeline, "code_version": code_version}
+
+
+def _create_parent(
+    client: MlflowClient, experiment_id: str, tags: Mapping[str, str], start: int | None
+) -> Run:
+    return client.create_run(
+        experiment_id,
+        start_time=start,
+        run_name=f"{tags['pipeline']} {tags['execution']}",
+        tags={**tags, "item": PARENT},
+    )
+
+
+def _runs_by_item(client: MlflowClient, experiment_id: str, execution: str) -> dict[str, Run]:
+    found = _all_runs(client, experiment_id, f"tags.execution = '{execution}'")
+    return {run.data.tags["item"]: run for run in found}
+
+
+def _began(costs: Sequence[StepCost]) -> int | None:
+    moments = [cost.started_at for cost in costs if cost.started_at is not None]
+    return _epoch_ms(min(moments)) if moments else None
 
 
 def _log_parent(client: MlflowClient, run: Run, execution: Execution) -> None:
-    parameters, metrics = dict(execution.parameters), [execution.metrics]
-    artifacts = dict(execution.artifacts)
+    parameters, curve = dict(execution.parameters), []
     if execution.policy is not None:
         policy = execution.policy
         parameters |= {f"policy.{key}": value for key, value in policy.parameters.items()}
-        metrics += [{f"policy_{key}": v for key, v in epoch.items()} for epoch in policy.curve]
-        artifacts["policy"] = policy.file
-    _log_batch(client, run, parameters=parameters, metrics=metrics)
-    for folder, path in artifacts.items():
+        curve = [{f"policy_{key}": v for key, v in epoch.items()} for epoch in policy.curve]
+    own = {**execution.metrics, **cost_metrics(execution.costs)}
+    _log_batch(client, run, parameters=parameters, metrics=[own])
+    _log_batch(client, run, metrics=curve)
+    for folder, path in execution.artifacts.items():
         log = client.log_artifacts if path.is_dir() else client.log_artifact
         log(run.info.run_id, str(path), folder)
 
@@ -291,34 +386,6 @@ def _child(
     end = None if measurement is None or start is None else start + int(1000 * measurement.wall_s)
     client.set_terminated(run.info.run_id, end_time=end)
     return str(run.info.run_id)
-
-
-def _register(client: MlflowClient, run: Run, policy: PolicyRecord) -> int:
-    """Register the policy, once a content, and let the better of it and the champion be that."""
-    from mlflow.exceptions import MlflowException
-
-    digest = hashlib.sha256(policy.file.read_bytes()).hexdigest()
-    if not client.search_registered_models(f"name = '{POLICY_MODEL}'"):
-        client.create_registered_model(
-            POLICY_MODEL, description="Scheduling policy of `coralline schedule --planner policy`"
-        )
-    for version in client.search_model_versions(f"name = '{POLICY_MODEL}'"):
-        if version.tags.get("digest") == digest:
-            return int(version.version)
-    created = client.create_model_version(
-        POLICY_MODEL,
-        source=f"runs:/{run.info.run_id}/policy",
-        run_id=run.info.run_id,
-        tags={"digest": digest, "data_digest": policy.data_digest, "score": repr(policy.score)},
-    )
-    try:
-        champion = client.get_model_version_by_alias(POLICY_MODEL, CHAMPION)
-    except MlflowException:
-        champion = None
-    same_data = champion is not None and champion.tags["data_digest"] == policy.data_digest
-    if not (same_data and float(champion.tags["score"]) < policy.score):
-        client.set_registered_model_alias(POLICY_MODEL, CHAMPION, created.version)
-    return int(created.version)
 
 
 def _experiment(client: MlflowClient, uri: str) -> str:

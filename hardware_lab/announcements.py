@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import delete, select
@@ -61,6 +62,13 @@ class Announced:
         rest = {"host": self.host, "runner": self.runner, "seen_at": iso(self.seen)}
         return {**asdict(self.board), **rest}
 
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Announced:
+        """Read what `to_json` wrote."""
+        board = BoardFacts(**{field.name: data[field.name] for field in fields(BoardFacts)})
+        seen = datetime.fromisoformat(data["seen_at"]).timestamp()
+        return Announced(board, data["host"], data["runner"], seen)
+
 
 class BoardRecords:
     """The boards of all runners of one lab."""
@@ -98,13 +106,17 @@ def facts(inventory: Inventory) -> list[BoardFacts]:
     """What a runner may say of its boards."""
     found = []
     for name, board in inventory.boards.items():
-        options: dict[str, Any] = asdict(board) if is_dataclass(board) else {}
-        shown = {
-            key: value
-            for key, value in options.items()
-            if key != "name" and not any(word in key for word in SECRET)
-        }
+        options: dict[str, Any] = _shown(asdict(board)) if is_dataclass(board) else {}
+        options.pop("name", None)
+        plain = json.loads(json.dumps(options, default=str))
         tags = dict(inventory.tags[name])
-        plain = json.loads(json.dumps(shown, default=str))
         found.append(BoardFacts(name, board.kind, board.resource, tags, plain))
     return found
+
+
+def _shown(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _shown(value) if isinstance(value, dict) else value
+        for key, value in options.items()
+        if not any(word in key for word in SECRET)
+    }

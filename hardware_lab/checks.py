@@ -9,7 +9,7 @@ from contextlib import suppress
 from coralline.errors import CorallineError, DeviceError
 from hardware_lab.boards import Board
 from hardware_lab.health import is_usable
-from hardware_lab.store import Store
+from hardware_lab.lab import Lab
 
 
 class UnfitError(DeviceError):
@@ -19,7 +19,7 @@ class UnfitError(DeviceError):
         super().__init__(message, retryable=True)
 
 
-def check(store: Store, board: Board) -> str:
+def check(store: Lab, board: Board) -> str:
     """Ask a board whether it can work, and note what it says; its lease or lock must be held.
 
     Raises:
@@ -34,7 +34,7 @@ def check(store: Store, board: Board) -> str:
     return says
 
 
-def survey(store: Store, boards: Iterable[Board]) -> None:
+def survey(store: Lab, boards: Iterable[Board]) -> None:
     """Check the boards that may be used, but for those that are measuring."""
     leased = {lease.resource for lease in store.leases()}
     for board in boards:

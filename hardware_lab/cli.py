@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from coralline.cli import output
-from hardware_lab import trend_cli
+from hardware_lab import artifact_cli, trend_cli
 from hardware_lab.meters_cli import meters
-from hardware_lab.show import print_result, print_table, write_files, write_result
+from hardware_lab.options import artifacts as _artifacts
+from hardware_lab.options import inventory as _inventory
+from hardware_lab.options import json_only as _json
+from hardware_lab.options import seconds_of
+from hardware_lab.options import where as _where
+from hardware_lab.service_cli import add_service
+from hardware_lab.show import print_files, print_result, print_table, write_files, write_result
 
 if TYPE_CHECKING:
     from hardware_lab.inventory import Inventory
-    from hardware_lab.store import Job, Store
+    from hardware_lab.lab import Lab
+    from hardware_lab.store import Job
 
 REPETITIONS = 1024
 SECONDS = 60.0
@@ -31,6 +38,7 @@ lab = typer.Typer(
 
 def add(app: typer.Typer) -> None:
     """Add the verb `lab`."""
+    artifact_cli.add(lab)
     trend_cli.add(lab)
     app.add_typer(lab, name="lab")
 
@@ -40,34 +48,8 @@ def add_bench(app: typer.Typer) -> None:
     app.command("bench", epilog="Example: coralline bench segments --board host")(bench)
 
 
-def _where() -> Any:
-    return typer.Option(
-        None,
-        "--lab",
-        envvar="CORALLINE_LAB",
-        help="Folder that keeps the jobs and measurements, or postgresql://user@host/database.",
-    )
-
-
-def _artifacts() -> Any:
-    return typer.Option(
-        None,
-        "--artifacts",
-        envvar="CORALLINE_ARTIFACTS",
-        help="Folder or s3://bucket/prefix with models and raw samples; else in the lab's folder.",
-    )
-
-
 def _group() -> Any:
     return typer.Option(None, "--group", help="Only the jobs of this group.")
-
-
-def _inventory() -> Any:
-    return typer.Option(None, "--inventory", help="Inventory file; else the one in the package.")
-
-
-def _json() -> Any:
-    return typer.Option(False, "--json", help="Print one JSON object.")
 
 
 def _repetitions() -> Any:
@@ -168,6 +150,7 @@ def boards(inventory: Path | None = _inventory(), json: bool = _json()) -> None:
     print_table(["board", "kind", "tags", "options"], shown)
 
 
+add_service(lab)
 lab.command("meters", epilog="Example: coralline lab meters hub --seconds 5")(meters)
 
 
@@ -189,11 +172,11 @@ def health(
     from coralline.errors import UserError
     from hardware_lab.checks import survey
     from hardware_lab.inventory import load_inventory
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
     boards = load_inventory(inventory)
     chosen = list(boards.boards.values()) if board is None else [boards.board(board)]
-    store = Store(where or default_lab())
+    store = open_lab(where)
     if state is not None:
         if board is None or not why:
             raise UserError("--set needs the name of a board, and --why")
@@ -245,13 +228,13 @@ def submit(
     """Queue a measurement; `coralline lab run` makes it."""
     from coralline.errors import UserError
     from hardware_lab.inventory import Demand, load_inventory, parse_needs
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
     if board is None and not need:
         raise UserError("no board is asked for; give --board or --need")
     demand = Demand(board, parse_needs(need))
     load_inventory(inventory).check(demand)
-    job = Store(where or default_lab(), artifacts).submit(
+    job = open_lab(where, artifacts).submit(
         path,
         demand,
         **_samples(repetitions, seconds, percentile),
@@ -259,7 +242,7 @@ def submit(
         against=against,
         allow_fallback=allow_fallback,
         priority=priority,
-        deadline_s=_seconds(deadline),
+        deadline_s=seconds_of(deadline, "deadline"),
         group=group,
         labels=_labels(label),
     )
@@ -278,11 +261,11 @@ def cancel(
 ) -> None:
     """End jobs that are queued or running; boards that work on them are left in seconds."""
     from coralline.errors import UserError
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
     if not jobs and group is None:
         raise UserError("nothing to cancel; give ids of jobs, or --group")
-    store = Store(where or default_lab())
+    store = open_lab(where)
     for job_id in jobs or ():
         store.job(job_id)
     ended = store.cancel(jobs or (), group)
@@ -302,54 +285,15 @@ def run(
 ) -> None:
     """Run the queued jobs, and those whose runner was lost; exit code 1 unless all are done."""
     from hardware_lab.inventory import load_inventory
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
-    ended = _run(
-        Store(where or default_lab(), artifacts), load_inventory(inventory), group, quiet=json
-    )
+    ended = _run(open_lab(where, artifacts), load_inventory(inventory), group, quiet=json)
     if json:
         output.print_json({"jobs": [job.to_json() for job in ended]})
     else:
         _print_jobs(ended)
     if any(job.state in ("failed", "invalid") for job in ended):
         raise typer.Exit(1)
-
-
-@lab.command("runner", epilog="Example: coralline lab runner --lab postgresql://lab@db/lab")
-def runner(
-    inventory: Path | None = _inventory(),
-    where: str | None = _where(),
-    artifacts: str | None = _artifacts(),
-) -> None:
-    """Run jobs as they come, until told to end: a first signal waits for those that run."""
-    import logging
-    import signal
-    from threading import Event
-
-    from hardware_lab.inventory import load_inventory
-    from hardware_lab.runner import Runner
-    from hardware_lab.store import Store, default_lab
-
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    log = logging.getLogger("hardware_lab")
-    log.setLevel(logging.INFO)
-    boards = load_inventory(inventory)
-    store = Store(where or default_lab(), artifacts)
-    told = Event()
-
-    def end(number: int, _: object) -> None:
-        if told.is_set():
-            raise KeyboardInterrupt
-        told.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    worker = Runner(store, boards)
-    log.info(
-        "runner %s takes jobs of %s for %s", worker.name, store.where, ", ".join(boards.boards)
-    )
-    worker.run(until=told)
-    log.info("ended")
 
 
 @lab.command("jobs", epilog="Example: coralline lab jobs --state failed")
@@ -365,11 +309,11 @@ def jobs(
     """List the jobs."""
     from coralline.errors import UserError
     from hardware_lab.database import STATES
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
     if state is not None and state not in STATES:
         raise UserError(f"state {state!r} is not known; choose {', '.join(STATES)}")
-    found = Store(where or default_lab()).jobs(state=state, group=group, labels=_labels(label))
+    found = open_lab(where).jobs(state=state, group=group, labels=_labels(label))
     if json:
         output.print_json({"jobs": [job.to_json() for job in found]})
     else:
@@ -384,22 +328,23 @@ def show(
     json: bool = _json(),
 ) -> None:
     """Show a job and what it measured."""
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
-    store = Store(where or default_lab())
+    store = open_lab(where)
     job = store.job(job_id)
     kept = job.state in ("done", "invalid")
     result = store.result(job_id) if kept or out is not None else None
     if out is not None and result is not None:
         write_result(out, result)
+    files = store.files(job_id)
     if json:
-        output.print_json(
-            {"job": job.to_json(), "measurement": None if result is None else result.to_json()}
-        )
+        measured = None if result is None else result.to_json()
+        output.print_json({"job": job.to_json(), "measurement": measured, "files": files.to_json()})
         return
     _print_jobs([job])
     if result is not None:
         print_result(result)
+        print_files(files)
 
 
 def bench(
@@ -421,11 +366,11 @@ def bench(
     from uuid import uuid4
 
     from hardware_lab.inventory import Demand, load_inventory
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
     boards = load_inventory(inventory)
     boards.board(board)
-    store = Store(where or default_lab(), artifacts)
+    store = open_lab(where, artifacts)
     group = f"bench-{uuid4().hex[:8]}"
     job = store.submit(
         path,
@@ -455,7 +400,7 @@ def bench(
         print_result(result)
 
 
-def _run(store: Store, inventory: Inventory, group: str | None, *, quiet: bool) -> list[Job]:
+def _run(store: Lab, inventory: Inventory, group: str | None, *, quiet: bool) -> list[Job]:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -471,20 +416,6 @@ def _run(store: Store, inventory: Inventory, group: str | None, *, quiet: bool) 
             bar.update(bars[job.id], completed=done)
 
         return run_jobs(store, inventory, group, advance)
-
-
-def _seconds(text: str | None) -> float | None:
-    """How many seconds 90s, 30m, 8h or 2d are."""
-    import re
-
-    from coralline.errors import UserError
-
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
-    if found is None:
-        raise UserError(f"deadline {text!r} is not a time; write 90s, 30m, 8h or 2d")
-    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]
 
 
 def _print_jobs(found: list[Job]) -> None:

@@ -102,6 +102,8 @@ jobs = Table(
     Column("finished", Double),
     Column("error", Text),
     Column("error_is_users", Boolean, nullable=False),
+    Column("done", Integer),
+    Column("total", Integer),
     Index("next_job", "demand", "due", "number", sqlite_where=_queued, postgresql_where=_queued),
     Index("next_deadline", "deadline", sqlite_where=_queued, postgresql_where=_queued),
     Index("batches", "batch"),
@@ -181,6 +183,7 @@ class Database:
 
     Args:
         where: A folder, made when absent, or the URL of a PostgreSQL database.
+        connections: To a PostgreSQL server, at once; who wants one more waits.
 
     Attributes:
         where: For people.
@@ -192,12 +195,12 @@ class Database:
         DeviceError: The server does not answer.
     """
 
-    def __init__(self, where: Path | str) -> None:
+    def __init__(self, where: Path | str, connections: int = 2) -> None:
         if "://" in str(where):
             url = _postgresql_url(str(where))
             self.where = url.render_as_string(hide_password=True)
             self.folder = make_folder(home_folder() / "lab")
-            self._engine = _postgresql(url)
+            self._engine = _postgresql(url, connections)
         else:
             self.folder = make_folder(Path(where))
             self.where = str(self.folder / FILE)
@@ -305,7 +308,7 @@ def _postgresql_url(where: str) -> URL:
     return url.set(drivername="postgresql+psycopg")
 
 
-def _postgresql(url: URL) -> Engine:
+def _postgresql(url: URL, connections: int) -> Engine:
     # A server that is gone must be noticed long before HOLD_S.
     patience = {
         "connect_timeout": ANSWER_S,
@@ -315,7 +318,7 @@ def _postgresql(url: URL) -> Engine:
     }
     try:
         return create_engine(
-            url, connect_args=patience, pool_pre_ping=True, pool_size=2, max_overflow=0
+            url, connect_args=patience, pool_pre_ping=True, pool_size=connections, max_overflow=0
         )
     except ModuleNotFoundError as error:
         raise UserError(f"a lab in PostgreSQL needs {error.name}; install coralline[lab]") from None

@@ -9,7 +9,8 @@ from typing import Any
 
 from coralline.errors import UserError
 from hardware_lab.commits import commits_between
-from hardware_lab.store import Job, Store
+from hardware_lab.lab import Lab
+from hardware_lab.store import Job
 from hardware_lab.trends import BASELINE_NIGHTS, RED, SLOWER, Night, Series, Trend, judge
 
 NAME = "nightly"
@@ -35,7 +36,7 @@ def labels(name: str, night: str, series: Series, commit: str | None) -> dict[st
 
 
 def read_trends(
-    store: Store,
+    store: Lab,
     name: str = NAME,
     *,
     model: str | None = None,
@@ -78,7 +79,7 @@ def with_commits(trends: Iterable[Trend], folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def accept(store: Store, what: str, why: str, name: str = NAME) -> Job:
+def accept(store: Lab, what: str, why: str, name: str = NAME) -> Job:
     """Make a slower level the normal one, with all its nights until this one.
 
     Args:
@@ -123,7 +124,7 @@ def _chosen(nights: list[list[Job]], last: int) -> list[list[Job]]:
     return [*nights[first:before][:BASELINE_NIGHTS], *nights[before:]]
 
 
-def _night(store: Store, jobs: list[Job]) -> Night:
+def _night(store: Lab, jobs: list[Job]) -> Night:
     job = next((job for job in reversed(jobs) if job.state == "done"), jobs[-1])
     facts: Mapping[str, str | None] = {
         "job": job.id,

@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from coralline.errors import CorallineError, DeviceError
 from coralline.runtime.measurement import Measurement
+from hardware_lab.announcements import ANNOUNCE_S, facts
 from hardware_lab.artifacts import Files, RefusedError
 from hardware_lab.artifacts.download import LIMIT_S, DiskError
 from hardware_lab.boards import Board, Task, here
@@ -30,6 +31,7 @@ from hardware_lab.checks import UnfitError, check
 from hardware_lab.compare import Comparison, compare
 from hardware_lab.health import Health, is_due, is_usable
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.lab import Lab
 from hardware_lab.locks import Lock
 from hardware_lab.store import (
     BEAT_S,
@@ -37,10 +39,11 @@ from hardware_lab.store import (
     LEASE_S,
     Job,
     Lease,
-    Store,
 )
 from hardware_lab.workplace import Work, Workplace
 
+SEND_S = 60.0
+"""How often to look for raw files that the artifact store did not take at first."""
 POLL_S = (0.05, 1.0)
 """How often to look for jobs: right after something has happened, and when nothing does."""
 PATIENCE_S = 300.0
@@ -55,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 def run_jobs(
-    store: Store,
+    store: Lab,
     inventory: Inventory,
     group: str | None = None,
     on_progress: Progress | None = None,
@@ -92,6 +95,7 @@ class _Held:
         since: When the store had given it; on the clock of `_now_s`.
         renewed: When the last heartbeat that reached the store was sent.
         lost: Whether the store, or this runner itself, has ended it.
+        progress: The inferences done and to do.
     """
 
     job: Job
@@ -99,6 +103,7 @@ class _Held:
     since: float
     renewed: float
     lost: bool = False
+    progress: tuple[int, int] | None = None
 
     def over(self) -> bool:
         """Whether the board must be left."""
@@ -115,7 +120,7 @@ class Runner:
 
     def __init__(
         self,
-        store: Store,
+        store: Lab,
         inventory: Inventory,
         group: str | None = None,
         on_progress: Progress | None = None,
@@ -134,12 +139,12 @@ class Runner:
         self._held: dict[str, _Held] = {}  # by resource
         self._work: dict[Future[None], str] = {}  # the resources
         self._seen: dict[tuple[str, int], tuple[int, float]] = {}
-        self._health: dict[str, Health] = {}
+        self._health: Mapping[str, Health] = {}
         self._now = 0.0  # of the store's clock, when it was last looked at
         self._happened = Event()
         self._leaving = Event()
         self._patience_s = PATIENCE_S
-        self._artifacts_answered = _now_s()
+        self._silent_since = math.inf  # the artifact store, unless it has just answered
 
     def run(self, until: Event | None = None) -> None:
         """Run jobs until none is left; or, when `until` is given, until it is set.
@@ -152,7 +157,7 @@ class Runner:
         over = Event()
         beating = Thread(target=self._beat, args=(over,), daemon=True)
         beating.start()
-        with ThreadPoolExecutor(len(self._resources)) as pool:
+        with ThreadPoolExecutor(len(self._resources) + 1) as pool:
             try:
                 self._take(pool, until)
             except BaseException:
@@ -168,7 +173,13 @@ class Runner:
     def _take(self, pool: ThreadPoolExecutor, until: Event | None) -> None:
         pause = POLL_S[0]
         answered = _now_s()
+        sending: Future[None] | None = None
+        sent = -math.inf
         while True:
+            if _now_s() - sent > SEND_S and (sending is None or sending.done()):
+                if sending is not None:
+                    sending.result()
+                sending, sent = pool.submit(self._send_left), _now_s()
             for future in [future for future in self._work if future.done()]:
                 del self._held[self._work.pop(future)]
                 future.result()
@@ -191,23 +202,25 @@ class Runner:
 
     def _look(self, pool: ThreadPoolExecutor, *, draining: bool) -> tuple[bool, bool]:
         """Begin what can begin. Returns whether anything did, and whether more is left."""
-        self._store.sweep()
-        self._health, self._now = self._store.health.known(), self._store.now()
-        leases = self._end_abandoned(self._store.leases())
+        view = self._store.look(self._group)
+        self._health, self._now, queue = view.health, view.now, view.queue
+        leases = self._end_abandoned(view.leases)
+        if len(leases) < len(view.leases):
+            queue = self._store.queue(self._group)
         taken = {lease.resource for lease in leases} | self._held.keys()
         begun = False
         while True:
-            queue = [demand for demand, _ in self._store.queue(self._group)]
             choice = None if draining else self._choose(queue, taken)
             if choice is None:
                 break
             demand, board = choice
             taken.add(board.resource)
             begun |= self._begin(pool, demand, board)
+            queue = self._store.queue(self._group)
         mine = [lease.demand for lease in leases if self._group in (None, lease.group)]
         waiting = any(
             self._may_become_usable(name)
-            for demand in queue
+            for demand, _ in queue
             for name in self._inventory.meeting(demand)
         )
         return begun, waiting or any(self._inventory.meeting(demand) for demand in mine)
@@ -216,11 +229,13 @@ class Runner:
         """Without a person."""
         return is_usable(self._health.get(board), math.inf)
 
-    def _choose(self, queue: list[Demand], taken: set[str]) -> tuple[Demand, Board] | None:
+    def _choose(
+        self, queue: list[tuple[Demand, float]], taken: set[str]
+    ) -> tuple[Demand, Board] | None:
         """The first demand that a free board meets."""
         if self._alone in self._held:
             return None
-        for demand in queue:
+        for demand, _ in queue:
             for name in self._inventory.meeting(demand):
                 board = self._inventory.board(name)
                 state = self._health.get(name)
@@ -261,8 +276,7 @@ class Runner:
 
     def _measure(self, board: Board, held: _Held, work: Work) -> Outcome:
         job = held.job
-        told = self._on_progress
-        progress = None if told is None else partial(told, job)
+        progress = partial(self._note_progress, held)
         outcome: Outcome
         try:
             if is_due(self._health.get(board.name), self._now):
@@ -293,6 +307,11 @@ class Runner:
             return DeviceError(f"{board.name}: its runner had to leave it", retryable=True)
         return outcome
 
+    def _note_progress(self, held: _Held, done: int, total: int) -> None:
+        held.progress = done, total  # the next heartbeat says it
+        if self._on_progress is not None:
+            self._on_progress(held.job, done, total)
+
     def _models(self, held: _Held, work: Work) -> tuple[Path, Path | None]:
         limit_s = min(LIMIT_S, self._patience_s)
         try:
@@ -301,7 +320,7 @@ class Runner:
             if held.over() or math.isinf(self._patience_s):
                 raise UnfitError(f"{error}") from None
             raise SilentError(f"{error}") from None
-        self._artifacts_answered = _now_s()
+        self._silent_since = math.inf
         return found
 
     def _keep(self, held: _Held, work: Work, result: Measurement | Comparison) -> Files:
@@ -309,17 +328,25 @@ class Runner:
         while True:
             try:
                 files = self._workplace.keep(work, result)
-                self._artifacts_answered = _now_s()
+                self._silent_since = math.inf
                 return files
             except CorallineError as error:
-                # Counted from its last answer: the jobs after the first do not wait as long.
-                patient = _now_s() - self._artifacts_answered < PATIENCE_S
+                # All jobs together wait that long, and not each.
+                self._silent_since = min(self._silent_since, _now_s())
+                patient = _now_s() - self._silent_since < PATIENCE_S
                 if getattr(error, "retryable", False) and patient and not held.over():
                     log.warning("%s", error)
                     if not self._leaving.wait(POLL_S[1]):
                         continue
                 log.error("job %s: its raw files are not stored: %s", held.job.id, error)
+                work.unsent = True
                 return Files(not_stored=" ".join(str(error).split()))
+
+    def _send_left(self) -> None:
+        try:
+            self._workplace.send_left()
+        except CorallineError as error:
+            log.warning("raw files that are not stored yet stay here: %s", error)
 
     def _record(self, board: Board, job: Job, outcome: Outcome, files: Files | None) -> None:
         asked = _now_s()
@@ -372,12 +399,22 @@ class Runner:
             return lock is not None and lock.name == lease.lock
 
     def _beat(self, over: Event) -> None:
-        while not over.wait(BEAT_S):
+        announced = -math.inf
+        while True:
+            if _now_s() - announced > ANNOUNCE_S and self._announce():
+                announced = _now_s()
+            if over.wait(BEAT_S):
+                return
             if not self._held:
                 continue
             sent = _now_s()
+            progress = {
+                held.job.id: held.progress
+                for held in list(self._held.values())
+                if held.progress is not None
+            }
             try:
-                alive = self._store.beat(self.name)
+                alive = self._store.beat(self.name, progress)
             except CorallineError as error:
                 log.warning("%s", error)
                 continue
@@ -386,6 +423,14 @@ class Runner:
                     held.renewed = sent
                 elif held.since < sent:
                     held.lost = True
+
+    def _announce(self) -> bool:
+        try:
+            self._store.boards.announce(socket.gethostname(), self.name, facts(self._inventory))
+        except CorallineError as error:
+            log.warning("%s", error)
+            return False
+        return True
 
 
 def _now_s() -> float:

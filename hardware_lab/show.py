@@ -11,8 +11,9 @@ from coralline.cli import output
 if TYPE_CHECKING:
     from coralline.runtime.energy import EnergyRecord
     from coralline.runtime.measurement import Measurement
+    from hardware_lab.artifacts import Files
     from hardware_lab.compare import Comparison
-    from hardware_lab.store import Store
+    from hardware_lab.lab import Lab
 
 
 def write_result(out: Path, result: Measurement | Comparison) -> None:
@@ -23,7 +24,7 @@ def write_result(out: Path, result: Measurement | Comparison) -> None:
     write_all_samples(result, out.with_suffix(".parquet"))
 
 
-def write_files(out: Path, store: Store, job_id: str) -> None:
+def write_files(out: Path, store: Lab, job_id: str) -> None:
     """What a result comes with beside its samples, beside `out`: power.parquet as
     OUT.power.parquet."""
     from hardware_lab.artifacts.download import download
@@ -31,6 +32,17 @@ def write_files(out: Path, store: Store, job_id: str) -> None:
     for name, file in store.files(job_id).kept.items():
         if not name.startswith("samples."):
             download(store.artifacts, file.ref, out.with_suffix(f".{name.replace('/', '.')}"))
+
+
+def print_files(files: Files) -> None:
+    """The raw files of a result."""
+    if files.kept:
+        print_table(
+            ["raw file", "bytes", "artifact"],
+            [[name, str(file.size_bytes), file.ref] for name, file in files.kept.items()],
+        )
+    if files.not_stored is not None:
+        print(f"raw files are not stored: {files.not_stored}")
 
 
 def print_result(result: Measurement | Comparison) -> None:

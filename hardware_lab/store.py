@@ -23,7 +23,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from hardware_lab.database import demands as _demands
 from hardware_lab.database import files as _files
 from hardware_lab.database import jobs as _jobs
 from hardware_lab.database import measurements as _measurements
-from hardware_lab.health import HealthRecords
+from hardware_lab.health import Health, HealthRecords
 from hardware_lab.inventory import Demand
 from hardware_lab.locks import Lock
 from hardware_lab.tokens import Tokens
@@ -94,6 +94,7 @@ class Job:
         submitted_at, started_at, finished_at: ISO 8601, UTC; of the last attempt.
         error: Why the last attempt failed.
         error_is_users: Whether the input is to blame, and not the board.
+        progress: The inferences done and to do, of the last attempt, as its runner last said.
     """
 
     id: str
@@ -120,10 +121,31 @@ class Job:
     finished_at: str | None
     error: str | None
     error_is_users: bool
+    progress: tuple[int, int] | None
 
     def to_json(self) -> dict[str, Any]:
         """A `coralline.job/v3` object."""
         return {"schema": SCHEMA, **asdict(self)}
+
+    @property
+    def model(self) -> Model:
+        """What is measured."""
+        return Model(self.path, self.artifact)
+
+    @property
+    def model_against(self) -> Model | None:
+        """What it is compared with."""
+        if self.against is None or self.against_artifact is None:
+            return None
+        return Model(self.against, self.against_artifact)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Job:
+        """Read what `to_json` wrote."""
+        values = {field.name: data[field.name] for field in fields(Job)}
+        values["demand"] = Demand(**values["demand"])
+        values["progress"] = values["progress"] and tuple(values["progress"])
+        return Job(**values)
 
     def raise_error(self) -> None:
         """Raise the error of a job that failed, was cancelled or is invalid again."""
@@ -156,6 +178,23 @@ class Lease:
     max_attempts: int
 
 
+@dataclass(frozen=True)
+class View:
+    """What a runner must know of a lab before it takes a job.
+
+    Attributes:
+        now: As `Store.now`.
+        health: As `HealthRecords.known`.
+        leases: As `Store.leases`.
+        queue: As `Store.queue`.
+    """
+
+    now: float
+    health: Mapping[str, Health]
+    leases: list[Lease]
+    queue: list[tuple[Demand, float]]
+
+
 def default_lab() -> str:
     """Where the lab is unless somebody says otherwise: $CORALLINE_LAB, or a folder at home."""
     return os.environ.get("CORALLINE_LAB") or str(home_folder() / "lab")
@@ -168,6 +207,7 @@ class Store:
         where: A folder, made when absent, or the URL of a PostgreSQL database.
         artifacts: Place of its artifacts, as `open_artifacts` takes it; else
             $CORALLINE_ARTIFACTS, or a folder in the lab's folder.
+        connections: As `Database`.
 
     Attributes:
         where: The lab, for people.
@@ -179,8 +219,10 @@ class Store:
         DeviceError: The server does not answer.
     """
 
-    def __init__(self, where: Path | str, artifacts: str | None = None) -> None:
-        self._database = Database(where)
+    def __init__(
+        self, where: Path | str, artifacts: str | None = None, connections: int = 2
+    ) -> None:
+        self._database = Database(where, connections)
         self.where = self._database.where
         self.folder = self._database.folder
         self._artifacts_place = artifacts or os.environ.get("CORALLINE_ARTIFACTS")
@@ -204,6 +246,7 @@ class Store:
         group: str | None = None,
         labels: Mapping[str, str] | None = None,
         max_attempts: int = MAX_ATTEMPTS,
+        job_id: str | None = None,
     ) -> Job:
         """Put a job into the queue.
 
@@ -215,38 +258,30 @@ class Store:
             against: Compare the first model with this one.
             allow_fallback: Accept what another processor ran than the one asked for.
             deadline_s: From now; a job that has not begun by then is given up.
+            job_id: Of a submission that may be made again: there will be one job with this id.
 
         Raises:
             UserError: The path holds nothing to measure, or a number is out of range.
             DeviceError: The database or the artifact store does not answer.
         """
-        for name, value, least, most in (
-            ("repetitions", repetitions, 1, MOST_SAMPLES),
-            ("warmup", warmup, 0, MOST_SAMPLES),
-            ("max_attempts", max_attempts, 1, MOST_SAMPLES),
-            ("priority", priority, -MOST_PRIORITY, MOST_PRIORITY),
-        ):
-            if value < least:
-                raise UserError(f"{name} is {value}; it must be at least {least}")
-            if value > most:
-                raise UserError(f"{name} is {value}; it must be at most {most}")
-        if seconds is not None and not seconds > 0:
-            raise UserError(f"the time of a mode is {seconds:g} s; it must be above 0")
-        if deadline_s is not None and not 0 < deadline_s <= MOST_DEADLINE_S:
-            raise UserError(
-                f"the deadline is in {deadline_s:g} s; it must be above 0 and at most "
-                f"{MOST_DEADLINE_S:g} s"
-            )
+        check_numbers(
+            repetitions=repetitions,
+            warmup=warmup,
+            max_attempts=max_attempts,
+            priority=priority,
+            seconds=seconds,
+            deadline_s=deadline_s,
+        )
         wanted = demand.to_text()
         first = self._artifact(model)
         second = None if against is None else self._artifact(against)
         with self._database.write() as connection:
             self._know(connection, wanted)
             now = self._database.now()
-            row = connection.execute(
-                insert(_jobs)
+            made = connection.execute(
+                self._database.insert(_jobs)
                 .values(
-                    id=uuid4().hex[:16],
+                    id=job_id or uuid4().hex[:16],
                     demand=wanted,
                     priority=priority,
                     due=now - priority * AGEING_S,
@@ -268,8 +303,12 @@ class Store:
                     submitted=now,
                     error_is_users=False,
                 )
+                .on_conflict_do_nothing(index_elements=["id"])
                 .returning(*_jobs.c)
-            ).one()
+            ).one_or_none()
+            row = made or connection.execute(select(_jobs).where(_jobs.c.id == job_id)).one()
+        if made is None and (row.demand, row.artifact) != (wanted, first.ref):
+            raise UserError(f"{job_id} is the id of another job already; give another")
         self._known_demands.add(wanted)
         return _job(row)
 
@@ -399,6 +438,39 @@ class Store:
             kept = {row.name: File(row.ref, row.size_bytes) for row in rows}
             return Files(kept, lacks.scalar_one_or_none())
 
+    def attach(self, job_id: str, attempt: int, files: Files) -> bool:
+        """Note the files of a result that were not stored when it was.
+
+        Returns:
+            Whether it is that attempt's result which lacked them.
+        """
+        job = select(_jobs.c.number).where(_jobs.c.id == job_id).scalar_subquery()
+        with self._database.write() as connection:
+            number = connection.execute(
+                update(_measurements)
+                .where(
+                    _measurements.c.job == job,
+                    _measurements.c.attempt == attempt,
+                    _measurements.c.not_stored.is_not(None),
+                )
+                .values(not_stored=files.not_stored)
+                .returning(_measurements.c.job)
+            ).scalar_one_or_none()
+            if number is not None:
+                _insert_files(connection, number, files)
+        return number is not None
+
+    def artifacts_in_use(self, since: float) -> set[str]:
+        """The artifacts of the jobs that wait, run, or ended at or after that time."""
+        recent = _jobs.c.finished.is_(None) | (_jobs.c.finished >= since)
+        recent |= _jobs.c.state.in_(("queued", "running"))
+        with self._database.read() as connection:
+            models = connection.execute(
+                select(_jobs.c.artifact, _jobs.c.against_artifact).where(recent)
+            ).all()
+            files = connection.execute(select(_files.c.ref).join(_jobs).where(recent)).all()
+        return {ref for row in (*models, *files) for ref in row if ref is not None}
+
     def lock(self, resource: str, *, wait: bool = False) -> AbstractContextManager[Lock | None]:
         """Hold a resource of this machine; None when another does and `wait` is false."""
         return self._database.locks.hold(resource, wait=wait)
@@ -463,6 +535,15 @@ class Store:
                 )
             ]
 
+    def look(self, group: str | None = None) -> View:
+        """All of the lab that a runner must know, once late jobs have been given up.
+
+        Args:
+            group: Whose queue.
+        """
+        self.sweep()
+        return View(self.now(), self.health.known(), self.leases(), self.queue(group))
+
     def claim(
         self,
         demand: Demand,
@@ -477,7 +558,8 @@ class Store:
         Args:
             board: Meets the demand.
             resource: That the board works on; the caller holds its lock.
-            runner: Who the caller is; no two have the same name.
+            runner: Who the caller is; no two have the same name. When it has the lease already,
+                it is given that again.
             group: Only its jobs.
         """
         wanted = (
@@ -509,28 +591,39 @@ class Store:
                     started=self._database.now(),
                     finished=None,
                     error=None,
+                    done=None,
+                    total=None,
                 )
                 .returning(*_jobs.c)
             ).one_or_none()
-            return None if row is None else _job(row)
-        return None  # another runner has just leased the board
+            if row is not None:
+                return _job(row)
+        # Nothing is queued, or the board is leased: by this very runner when an answer got lost.
+        mine = {"board": board, "resource": resource, "lock": lock.name, "runner": runner}
+        query = select(_jobs).filter_by(state="running", **mine)
+        with self._database.read() as connection:
+            leased = connection.execute(query).one_or_none()
+        return None if leased is None else _job(leased)
 
-    def beat(self, runner: str) -> set[tuple[str, int]]:
+    def beat(
+        self, runner: str, progress: Mapping[str, tuple[int, int]] | None = None
+    ) -> set[tuple[str, int]]:
         """Renew a runner's leases.
+
+        Args:
+            progress: Of its jobs, by id: the inferences done and to do.
 
         Returns:
             Job and attempt of those that it still has.
         """
+        mine = (_jobs.c.state == "running") & (_jobs.c.runner == runner)
         with self._database.write() as connection:
-            return {
-                (job, attempt)
-                for job, attempt in connection.execute(
-                    update(_jobs)
-                    .where(_jobs.c.state == "running", _jobs.c.runner == runner)
-                    .values(beat=_jobs.c.beat + 1)
-                    .returning(_jobs.c.id, _jobs.c.attempt)
-                )
-            }
+            for job_id, (done, total) in (progress or {}).items():
+                said = update(_jobs).where(mine, _jobs.c.id == job_id)
+                connection.execute(said.values(done=done, total=total))
+            renewed = update(_jobs).where(mine).values(beat=_jobs.c.beat + 1)
+            rows = connection.execute(renewed.returning(_jobs.c.id, _jobs.c.attempt))
+            return {(job, attempt) for job, attempt in rows}
 
     def expire(self, lease: Lease) -> bool:
         """End the lease of a runner that is gone: queue its job again, or give it up.
@@ -577,7 +670,12 @@ class Store:
         if result.fell_back and not job.allow_fallback:
             ending = {"state": "invalid", "error": _fallback(job, result), "error_is_users": False}
         with self._database.write() as connection:
-            number = self._end(connection, job, **ending)
+            number, is_new = self._end(connection, job, **ending)
+            kept = select(_measurements.c.measurement).where(_measurements.c.job == number)
+            if not is_new:
+                if connection.execute(kept).scalar_one() != data:
+                    raise _refused(job)
+                return
             connection.execute(
                 insert(_measurements).values(
                     job=number,
@@ -664,19 +762,27 @@ class Store:
             raise UserError(f"{model.name}: {model.ref} is not in {self.artifacts.where}")
         return model
 
-    def _end(self, connection: Connection, job: Job, **values: Any) -> int:
-        number = connection.execute(
+    def _end(self, connection: Connection, job: Job, **values: Any) -> tuple[int, bool]:
+        """End an attempt. Returns the job's number, and whether this was not noted before: an
+        answer may have got lost."""
+        attempt = (_jobs.c.id == job.id) & (_jobs.c.attempt == job.attempt)
+        row = connection.execute(
             update(_jobs)
-            .where(_jobs.c.id == job.id, _jobs.c.attempt == job.attempt, _jobs.c.state == "running")
+            .where(attempt, _jobs.c.state == "running")
             .values(finished=self._database.now(), **values)
             .returning(_jobs.c.number)
-        ).scalar_one_or_none()
+        ).one_or_none()
+        if row is not None:
+            return row.number, True
+        same = (
+            select(_jobs.c.number)
+            .where(attempt)
+            .filter_by(state=values["state"], error=values.get("error"))
+        )
+        number = connection.execute(same).scalar_one_or_none()
         if number is None:
-            raise DeviceError(
-                f"job {job.id}: attempt {job.attempt} is no longer the one that counts; its "
-                "result is refused"
-            )
-        return int(number)
+            raise _refused(job)
+        return number, False
 
     def _know(self, connection: Connection, demand: str) -> None:
         if demand in self._known_demands:
@@ -686,6 +792,46 @@ class Store:
             text("INSERT INTO demands (demand) VALUES (:demand) ON CONFLICT DO NOTHING"),
             {"demand": demand},
         )
+
+
+def check_numbers(
+    *,
+    repetitions: int,
+    warmup: int,
+    max_attempts: int,
+    priority: int,
+    seconds: float | None,
+    deadline_s: float | None,
+) -> None:
+    """See that the numbers of a submission make sense; see `Store.submit`.
+
+    Raises:
+        UserError: One is out of range.
+    """
+    for name, value, least, most in (
+        ("repetitions", repetitions, 1, MOST_SAMPLES),
+        ("warmup", warmup, 0, MOST_SAMPLES),
+        ("max_attempts", max_attempts, 1, MOST_SAMPLES),
+        ("priority", priority, -MOST_PRIORITY, MOST_PRIORITY),
+    ):
+        if value < least:
+            raise UserError(f"{name} is {value}; it must be at least {least}")
+        if value > most:
+            raise UserError(f"{name} is {value}; it must be at most {most}")
+    if seconds is not None and not seconds > 0:
+        raise UserError(f"the time of a mode is {seconds:g} s; it must be above 0")
+    if deadline_s is not None and not 0 < deadline_s <= MOST_DEADLINE_S:
+        raise UserError(
+            f"the deadline is in {deadline_s:g} s; it must be above 0 and at most "
+            f"{MOST_DEADLINE_S:g} s"
+        )
+
+
+def _refused(job: Job) -> DeviceError:
+    return DeviceError(
+        f"job {job.id}: attempt {job.attempt} is no longer the one that counts; its result is "
+        "refused"
+    )
 
 
 def _fallback(job: Job, result: Measurement | Comparison) -> str:
@@ -733,4 +879,5 @@ def _job(row: Row[Any]) -> Job:
         finished_at=iso(row.finished),
         error=row.error,
         error_is_users=row.error_is_users,
+        progress=None if row.total is None else (row.done, row.total),
     )

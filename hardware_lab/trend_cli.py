@@ -7,15 +7,11 @@ from pathlib import Path
 import typer
 
 from coralline.cli import output
+from hardware_lab import options
 
-_WHERE = typer.Option(
-    None,
-    "--lab",
-    envvar="CORALLINE_LAB",
-    help="Folder that keeps the jobs and measurements, or postgresql://user@host/database.",
-)
+_WHERE = options.where()
 _NAME = typer.Option("nightly", "--name", help="Which nightly, where a lab has several.")
-_JSON = typer.Option(False, "--json", help="Print one JSON object.")
+_JSON = options.json_only()
 
 
 def add(lab: typer.Typer) -> None:
@@ -39,11 +35,11 @@ def trend(
     from datetime import UTC, datetime
 
     from coralline.errors import UserError
+    from hardware_lab.lab import open_lab
     from hardware_lab.nights import read_trends, with_commits
     from hardware_lab.show import print_trends
-    from hardware_lab.store import Store, default_lab
 
-    store = Store(where or default_lab())
+    store = open_lab(where)
     found = with_commits(read_trends(store, name, model=model, board=board), Path.cwd())
     if not found:
         raise UserError(
@@ -72,9 +68,9 @@ def accept(
 ) -> None:
     """Make a slower level the normal one: with the given night, or with the last."""
     from hardware_lab import nights
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
-    job = nights.accept(Store(where or default_lab()), what, why, name)
+    job = nights.accept(open_lab(where), what, why, name)
     if json:
         output.print_json({"job": job.to_json()})
     else:

@@ -6,6 +6,7 @@ import os
 
 from kfp import dsl, kubernetes
 
+from components.steps import EXECUTION
 from coralline.errors import UserError
 
 MLFLOW_SECRET = "coralline-mlflow"
@@ -30,7 +31,7 @@ TOLERATION = "CORALLINE_TOLERATION"
 
 
 def needs(task: dsl.PipelineTask, *, cpu: str, memory: str, minutes: int) -> dsl.PipelineTask:
-    """Reserve room for a step and bound its time.
+    """Reserve room for a step, bound its time, and tell it the id of its run.
 
     The pipeline's values leave room above the peaks of a run of its default models: 1.0 GiB for
     training, 0.4 GiB for planning, 0.3 GiB for each validation, 0.3 GiB for the rest.
@@ -41,6 +42,8 @@ def needs(task: dsl.PipelineTask, *, cpu: str, memory: str, minutes: int) -> dsl
         minutes: After which the step's pod is ended.
     """
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
+    # The label that Kubeflow puts on the pod; as an argument it would keep the step from the cache.
+    kubernetes.use_field_path_as_env(task, EXECUTION, "metadata.labels['pipeline/runid']")
     return kubernetes.set_timeout(task, 60 * minutes)
 
 

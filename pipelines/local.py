@@ -6,6 +6,7 @@ it: which step runs, how far it is, why it failed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,17 +21,18 @@ from hashlib import sha256
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from uuid import uuid4
 
+from components.steps import EXECUTION, said_in
 from coralline.errors import CorallineError, DeviceError, UserError
 from coralline.files import make_folder
 from coralline.home import home_folder
 
 _COLOUR = re.compile(r"\x1b\[\d*m")
-_SAID = re.compile(
+_KFP_SAID = re.compile(
     r"Executing task '(?P<started>[^']+)'"
     r"|Task '(?P<ended>[^']+)' finished with status"
     r"|Task (?P<reused>\S+) cache hit"
-    r"|coralline-progress (?P<progress>\{[^{}]*\})"
 )
 _RAISED = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt)\w*): (.*)$")
 _OUTCOME = "outcome.json"
@@ -92,11 +94,13 @@ def run_pipeline(
         UserError: A step found its input wrong, or an argument is not known.
         DeviceError: A step failed otherwise; the message names the log.
     """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = make_folder(home_folder() / "runs" / f"{stamp}-{os.getpid()}")
+    # Runs of several machines may meet in one MLflow server.
+    execution = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}"
+    folder = make_folder(home_folder() / "runs" / execution)
     log = folder / "pipeline.log"
     job = {
         "source": source,
+        "execution": execution,
         "arguments": dict(arguments),
         "root": str(folder / "steps"),
         "cache": str(_cache_folder(arguments)) if reuse else None,
@@ -104,6 +108,7 @@ def run_pipeline(
     }
     environment = os.environ | {
         "CORALLINE_HOME": str(home_folder()),
+        EXECUTION: execution,
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GX_ANALYTICS_ENABLED": "false",
@@ -128,8 +133,32 @@ def run_pipeline(
             os.killpg(child.pid, signal.SIGKILL)
             raise
     if child.returncode != 0:
-        raise _failure(log)
+        failure = _failure(log)
+        _record_failure(source, execution, arguments, failure)
+        raise failure.error(log)
     return json.loads((folder / _OUTCOME).read_text(encoding="utf-8")), folder
+
+
+def _record_failure(
+    source: str, execution: str, arguments: Mapping[str, Any], failure: Failure
+) -> None:
+    """Leave the failure in MLflow too, for the pipelines that record there."""
+    from components.tracking import record_failure, tracking_uri
+    from pipelines.registry import NAMES
+
+    if source not in NAMES:
+        return
+
+    # What the person waits for is the failure itself.
+    with contextlib.suppress(CorallineError):
+        record_failure(
+            execution,
+            source,
+            str(arguments.get("code_version", "")),
+            failure.step,
+            failure.message,
+            tracking_uri(),
+        )
 
 
 def _cache_folder(arguments: Mapping[str, Any]) -> Path:
@@ -161,40 +190,62 @@ def _follow(log: Path, child: subprocess.Popen[bytes]) -> Iterator[Event]:
 
 def _events(line: str) -> Iterator[Event]:
     # Steps that run at once may share a line.
-    for found in _SAID.finditer(line):
-        if found["progress"]:
-            try:
-                data = json.loads(found["progress"])
-                yield Event("progress", data["what"], data["done"], data["total"])
-            except (json.JSONDecodeError, KeyError):  # two steps wrote into each other
-                continue
-        else:
-            kind = next(k for k in ("started", "ended", "reused") if found[k])
-            yield Event(kind, found[kind])
+    for found in _KFP_SAID.finditer(line):
+        kind = next(k for k in ("started", "ended", "reused") if found[k])
+        yield Event(kind, found[kind])
+    for said in said_in(line):
+        if said["coralline"] == "progress":
+            yield Event("progress", said["what"], said["done"], said["total"])
 
 
-def _failure(log: Path) -> CorallineError:
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed.
+
+    Attributes:
+        step: That failed first; empty for KFP itself.
+        kind: Class of the error; empty where that is not known.
+        message: One line.
+    """
+
+    step: str
+    kind: str
+    message: str
+
+    def error(self, log: Path) -> CorallineError:
+        """What to raise."""
+        if "No space left" in self.message or (
+            shutil.disk_usage(log.parent).free < LEAST_FREE_BYTES
+        ):
+            return UserError(
+                f"{log.parent}: the disk is full; free space or set CORALLINE_HOME to another place"
+            )
+        if self.kind in ("UserError", "PlanError"):
+            where = f"{self.step}: " if self.step else ""
+            return UserError(f"{where}{self.message} (log: {log})")
+        return DeviceError(f"{self.step or 'the pipeline'} failed: {self.message} (log: {log})")
+
+
+def _failure(log: Path) -> Failure:
     text = _COLOUR.sub("", log.read_text(encoding="utf-8", errors="replace"))
-    raised = [found for line in text.splitlines() if (found := _RAISED.match(line))]
+    told = [said for line in text.splitlines() for said in said_in(line)]
+    failed = [said for said in told if said["coralline"] == "failed"]
+    if failed:
+        return Failure(failed[0]["step"], failed[0]["kind"], failed[0]["error"])
     # KFP wraps a step's error in a RuntimeError of its own; the first error is the cause.
+    raised = [found for line in text.splitlines() if (found := _RAISED.match(line))]
     own = [found for found in raised if found[1] in ("UserError", "PlanError", "DeviceError")]
-    if own and own[0][1] in ("UserError", "PlanError"):
-        return UserError(f"{own[0][2]} (log: {log})")
-    causes = own or raised
-    said = "the runner ended without a message"
-    if causes:
-        said = causes[0][2] if own else f"{causes[0][1]}: {causes[0][2]}"
-    if "No space left" in said or shutil.disk_usage(log.parent).free < LEAST_FREE_BYTES:
-        return UserError(
-            f"{log.parent}: the disk is full; free space or set CORALLINE_HOME to another place"
-        )
-    return DeviceError(f"the pipeline failed: {said} (log: {log})")
+    for found in own or raised:
+        said = found[2] if own else f"{found[1]}: {found[2]}"
+        return Failure("", found[1], said)
+    return Failure("", "", "the runner ended without a message")
 
 
-def _without_cluster(source: Path) -> str:
+def _without_cluster(source: Path, execution: str) -> str:
     # Resources mean nothing here, which KFP would say for every step; and a person who waits
     # wants the message of a failure, not two more tries.
     import yaml
+    from kfp import dsl
 
     document = next(yaml.safe_load_all(source.read_text(encoding="utf-8")))
     for executor in document["deploymentSpec"]["executors"].values():
@@ -202,7 +253,9 @@ def _without_cluster(source: Path) -> str:
     for component in (document["root"], *document["components"].values()):
         for task in component.get("dag", {}).get("tasks", {}).values():
             task.pop("retryPolicy", None)
-    return yaml.safe_dump(document)
+    text: str = yaml.safe_dump(document)
+    # Else KFP draws an id that the steps' logs do not know.
+    return text.replace(dsl.PIPELINE_JOB_ID_PLACEHOLDER, execution)
 
 
 def _child(job: Mapping[str, Any]) -> None:
@@ -219,7 +272,7 @@ def _child(job: Mapping[str, Any]) -> None:
     if source.suffix not in (".yaml", ".yml"):
         source = Path(job["root"]).with_name("pipeline.yaml")
         compile_pipeline(job["source"], source)
-    pipeline = components.load_component_from_text(_without_cluster(source))
+    pipeline = components.load_component_from_text(_without_cluster(source, job["execution"]))
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=job["root"],

@@ -2,7 +2,7 @@
 
 for each model: build_model -> plan_and_partition -> compile_segments
                                                             |
-          measure_night -> write_night -> record_night -> alarm
+          measure_night -> write_night -> sum_costs -> record_night -> alarm
 
 It ends red, after all else is written, when a series is slower than before or missing.
 """
@@ -11,7 +11,7 @@ from kfp import dsl
 
 from components.lab import measure_night
 from components.models import build_model, compile_segments, plan_and_partition
-from components.results import alarm, record_night, write_night
+from components.results import alarm, record_night, sum_costs, write_night
 from pipelines.cluster import may_retry, near_boards, needs, with_lab, with_tracking
 
 
@@ -80,10 +80,19 @@ def nightly(
         trends=measured.outputs["trends"], parameters=parameters, code_version=code_version
     ).set_caching_options(False)
     needs(written, cpu="500m", memory="2Gi", minutes=30)
+    costs = sum_costs(
+        build_model=dsl.Collected(model.outputs["cost"]),
+        plan_and_partition=dsl.Collected(planned.outputs["cost"]),
+        compile_segments=dsl.Collected(compiled.outputs["cost"]),
+        measure=measured.outputs["cost"],
+        write_night=written.outputs["cost"],
+    )
+    needs(costs, cpu="100m", memory="512Mi", minutes=30)
     recorded = record_night(
         trends=measured.outputs["trends"],
         measurements=measured.outputs["measurements"],
         report=written.outputs["report"],
+        costs=costs.outputs["costs"],
         parameters=parameters,
         code_version=code_version,
     ).set_caching_options(False)

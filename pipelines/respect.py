@@ -1,10 +1,10 @@
 """The pipeline `respect`: from synthetic graphs to measured plans of real models.
 
-generate_graphs -> validate -> solve_labels (shards) -> validate -> train_policy -> evaluate
+generate_graphs -> validate -> solve_labels (shards) -> validate -> train_policy -> evaluate, judge
                                                                         |
 for each model: build_model -> plan_and_partition -> compile_segments <-+
                                                             |
-                          dispatch -> validate -> write_report -> record
+             dispatch -> validate -> sum_costs -> write_report -> record
 """
 
 from kfp import dsl
@@ -13,8 +13,8 @@ from components.graphs import generate_graphs, validate_graphs
 from components.lab import dispatch, validate_measurements
 from components.labels import solve_labels, validate_labels
 from components.models import build_model, compile_segments, plan_and_partition
-from components.policy import evaluate_policy, train_policy
-from components.results import record, write_report
+from components.policy import evaluate_policy, judge_policy, train_policy
+from components.results import record, sum_costs, write_report
 from pipelines.cluster import may_retry, near_boards, needs, with_tracking
 
 
@@ -124,6 +124,14 @@ def respect(
         training_share=training_share,
     )
     needs(evaluation, cpu="1", memory="2Gi", minutes=60)
+    # Asked anew on every execution: the champion may be another one.
+    judged = judge_policy(
+        graphs=graphs.outputs["graphs"],
+        labels=labels.outputs["labels"],
+        policy=policy.outputs["policy"],
+        training_share=training_share,
+    ).set_caching_options(False)
+    needs(with_tracking(may_retry(judged)), cpu="1", memory="2Gi", minutes=60)
     with dsl.ParallelFor(models) as name:
         model = build_model(name=name, code_version=code_version)
         needs(model, cpu="2", memory="4Gi", minutes=60)
@@ -150,20 +158,39 @@ def respect(
     needs(near_boards(may_retry(measured)), cpu="2", memory="4Gi", minutes=240)
     checked = validate_measurements(measurements=measured.outputs["measurements"])
     needs(checked, cpu="500m", memory="2Gi", minutes=30)
+    costs = sum_costs(
+        generate_graphs=graphs.outputs["cost"],
+        validate_graphs=checked_graphs.outputs["cost"],
+        solve_labels=dsl.Collected(solved.outputs["cost"]),
+        validate_labels=labels.outputs["cost"],
+        train_policy=policy.outputs["cost"],
+        evaluate_policy=evaluation.outputs["cost"],
+        judge_policy=judged.outputs["cost"],
+        build_model=dsl.Collected(model.outputs["cost"]),
+        plan_and_partition=dsl.Collected(planned.outputs["cost"]),
+        compile_segments=dsl.Collected(compiled.outputs["cost"]),
+        measure=measured.outputs["cost"],
+        validate_measurements=checked.outputs["cost"],
+    )
+    needs(costs, cpu="100m", memory="512Mi", minutes=30)
     report = write_report(
         plans=dsl.Collected(planned.outputs["plans"]),
         measurements=measured.outputs["measurements"],
         policy=policy.outputs["policy"],
         evaluation=evaluation.outputs["evaluation"],
+        verdict=judged.outputs["verdict"],
+        costs=costs.outputs["costs"],
         parameters=parameters,
         execution=execution,
-    ).after(checked)
+    )
     needs(report, cpu="1", memory="2Gi", minutes=30)
     recorded = record(
         plans=dsl.Collected(planned.outputs["plans"]),
         measurements=measured.outputs["measurements"],
         policy=policy.outputs["policy"],
         evaluation=evaluation.outputs["evaluation"],
+        verdict=judged.outputs["verdict"],
+        costs=costs.outputs["costs"],
         report=report.outputs["report"],
         figures=report.outputs["figures"],
         parameters=parameters,

@@ -28,13 +28,12 @@ def read_results(table: Path, folder: Path) -> dict[str, Any]:
         table: The results file that the pipeline returned.
         folder: Of the run.
     """
-    from components.reporting import tracking_database
     from components.tracking import tracking_uri
 
     results: dict[str, Any] = json.loads(read_text(table, "a results file"))
     report = folder / "report.html"
     shutil.copyfile(results["report"], report)
-    uri = tracking_uri(tracking_database())
+    uri = tracking_uri()
     command = f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"
     return {
         **results,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from coralline.devices.model import load_device
 from coralline.graph import ComputeGraph
 from coralline.runtime.measurement import Measurement
 from coralline.staging import Plan, StagingProblem, make_plan
+from coralline.staging.policy import Policy, save_policy, weight_shapes
 
 
 def chain(name: str, n: int, seed: int = 0, skip: int = 3) -> ComputeGraph:
@@ -82,3 +84,14 @@ def measure_on_host(plan: Plan, **changes: Any) -> Measurement:
 def plan_of(graph: ComputeGraph, planner: str = "topo-dp", stages: int = 3) -> Plan:
     """A plan on the shipped Edge TPU model."""
     return make_plan(StagingProblem(graph, stages, load_device("edgetpu-usb")), planner)
+
+
+def a_policy(path: Path, seed: int = 0) -> Path:
+    """Write a small policy with random weights."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        name: rng.normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in weight_shapes(8, 1).items()
+    }
+    save_policy(path, Policy(weights, {"hidden": 8, "layers": 1}))
+    return path

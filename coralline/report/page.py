@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coralline.cost import StepCost
 from coralline.devices.check import PublishedError
 from coralline.devices.model import MIB
 from coralline.files import write_text
@@ -145,6 +146,7 @@ def _page(record: ReportInput) -> dict[str, Any]:
         "parameters": _facts(record.parameters),
         "provenance": _facts(record.provenance),
         "boards": _board_table(record.measurements) if record.measurements else None,
+        "steps": _step_table(record.steps) if record.steps else None,
         "amount": amount,
         "number": number,
     }
@@ -350,6 +352,7 @@ def _policy(record: ReportInput) -> dict[str, Any] | None:
         "curve": figures.learning_curve(policy.curve, alt) if drawn else "",
         "methods": _method_table(policy.methods) if policy.methods else None,
         "recipe": _facts(policy.recipe),
+        "verdict": policy.verdict,
     }
 
 
@@ -410,6 +413,25 @@ def _board_table(measurements: Sequence[Measurement]) -> Table:
         "Boards",
         ("board", "kind", "numbers are", "what ran the operators", "power meter"),
         tuple(rows.values()),
+    )
+
+
+def _step_table(steps: Sequence[StepCost]) -> Table:
+    rows = [
+        (
+            _words(step.name),
+            Cell(str(step.times), step.times),
+            Cell(str(step.reused), step.reused),
+            Cell(duration(step.seconds), step.seconds),
+            Cell(duration(step.cpu_seconds), step.cpu_seconds),
+            Cell(f"{number(step.peak_bytes / MIB)} MiB", step.peak_bytes),
+        )
+        for step in steps
+    ]
+    return Table(
+        "What the steps used; a reused one was paid for by an earlier run",
+        ("step", "times", "reused", "time", "processor time", "most memory"),
+        tuple(rows),
     )
 
 

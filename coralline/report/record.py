@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from coralline.cost import StepCost
 from coralline.devices.check import PublishedError
 from coralline.devices.model import DeviceModel, load_device
 from coralline.graph.compute_graph import ComputeGraph
@@ -33,11 +34,13 @@ class PolicySummary:
         curve: One mapping an epoch: `epoch`, and gaps under names that end in `gap`.
         methods: On graphs it has not seen, it and others: `method`, `seconds` a graph and, in
             `all`, the `mean`, `median` and `p90` of the gap to the labels, as shares.
+        verdict: What was decided about its use, in a sentence; empty for nothing.
     """
 
     recipe: Mapping[str, Any]
     curve: Sequence[Mapping[str, float]]
     methods: Sequence[Mapping[str, Any]] = ()
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class ReportInput:
         devices: By name; gives the cache limit and the sources of the constants.
         device_checks: How far the device models are from published figures.
         provenance: Versions, machine, seeds: name and value.
+        steps: What the steps before the report used.
     """
 
     title: str
@@ -65,6 +69,7 @@ class ReportInput:
     policy: PolicySummary | None = None
     device_checks: Sequence[PublishedError] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    steps: Sequence[StepCost] = ()
 
 
 Key = tuple[str, str, int, str, str, bool]

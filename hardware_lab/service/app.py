@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -15,7 +15,8 @@ from starlette.exceptions import HTTPException
 
 from coralline import __version__
 from coralline.errors import CorallineError, DeviceError
-from hardware_lab.service import bodies, reading
+from hardware_lab.artifacts import MissingError
+from hardware_lab.service import bodies, files, reading, running, writing
 from hardware_lab.service.gate import ANYONE, Gate, router_for
 from hardware_lab.service.observing import Metrics, Observed
 from hardware_lab.store import Store
@@ -45,6 +46,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.uploads = CapacityLimiter(files.UPLOADS)
         to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
 
@@ -68,8 +70,17 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         rate_per_s=settings.rate_per_s,
         burst=settings.burst,
     )
-    app.include_router(reading.router)
-    metrics = Metrics(store)
+    for router in (
+        reading.router,
+        writing.submitting,
+        writing.administering,
+        running.router,
+        running.ending,
+        files.reading,
+        files.writing,
+    ):
+        app.include_router(router)
+    metrics = app.state.metrics = Metrics(store)
     app.add_middleware(Observed, metrics=metrics)
 
     scraping = router_for(ANYONE)
@@ -113,6 +124,8 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
 
 
 def _refused(request: Request, error: CorallineError) -> JSONResponse:
+    if isinstance(error, MissingError):
+        return _answer(request, 404, str(error), "user", False, {})
     if not isinstance(error, DeviceError):
         return _answer(request, 400, str(error), "user", False, {})
     if error.retryable:

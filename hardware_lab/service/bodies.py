@@ -7,12 +7,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from coralline.errors import DeviceError, UserError
+from hardware_lab.artifacts import Model
 from hardware_lab.database import HealthState, State
-from hardware_lab.store import Job
+from hardware_lab.health import BY_PEOPLE
+from hardware_lab.inventory import TAG, Demand
+from hardware_lab.store import MAX_ATTEMPTS, MOST_DEADLINE_S, MOST_PRIORITY, MOST_SAMPLES, Job
 
 MOST_PAGE = 500
 """Jobs of one answer."""
 
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+Long = Annotated[str, Field(max_length=4000)]
+Tag = Annotated[str, Field(pattern=f"^{TAG.pattern}$", max_length=64)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Ref = Annotated[
+    str,
+    Field(
+        pattern="^sha256:[0-9a-f]{64}$",
+        description="The artifact: `sha256:` and the SHA-256 of its bytes.",
+        examples=["sha256:" + "9f86d081884c7d65" * 4],
+    ),
+]
 Kind = Literal["user", "device"]
 
 
@@ -54,18 +70,22 @@ class Jobs(BaseModel):
     )
 
 
-class Wanted(BaseModel):
+class Wanted(Body):
     """Which boards may do a job."""
 
     board: str | None = Field(None, examples=["pi"], description="This one alone; null for any.")
-    needs: dict[str, int] = Field({}, examples=[{"edgetpu": 2}], description="At least so many.")
+    needs: dict[Tag, Count] = Field({}, examples=[{"edgetpu": 2}], description="At least so many.")
+
+    def demand(self) -> Demand:
+        """As the store has it."""
+        return Demand(self.board, self.needs)
 
 
 class Waiting(Wanted):
     due: float = Field(description="The least of its jobs: they go by it. Seconds since 1970.")
 
 
-class LeaseDocument(BaseModel):
+class LeaseDocument(Body):
     """A board at work."""
 
     job: str
@@ -134,6 +154,195 @@ class Queue(BaseModel):
 
 class Leases(BaseModel):
     leases: list[LeaseDocument]
+
+
+class ModelDocument(Body):
+    """A model that has been put as an artifact: a .tflite, or a split folder as a tar archive."""
+
+    name: Text = Field(description="For people.", examples=["/home/ann/mobilenet_v2_split"])
+    ref: Ref
+
+    def model(self) -> Model:
+        """As the store has it."""
+        return Model(self.name, self.ref)
+
+
+class Submission(Body):
+    """A measurement that somebody wants."""
+
+    model: ModelDocument
+    against: ModelDocument | None = Field(None, description="Compare the model with this one.")
+    demand: Wanted
+    repetitions: int = Field(ge=1, le=MOST_SAMPLES, description="Samples of each mode.")
+    warmup: int = Field(ge=0, le=MOST_SAMPLES, description="Inferences before the first sample.")
+    seconds: float | None = Field(None, gt=0, description="A mode gives no samples after it.")
+    allow_fallback: bool = Field(False, description="Accept another processor than asked for.")
+    priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY)
+    deadline_s: float | None = Field(
+        None, gt=0, le=MOST_DEADLINE_S, description="The job must begin within it."
+    )
+    group: Text | None = None
+    labels: dict[Text, Long] = Field({}, max_length=64, examples=[{"commit": "e3edc4a"}])
+    max_attempts: int = Field(MAX_ATTEMPTS, ge=1, le=MOST_SAMPLES)
+
+
+class Labels(Body):
+    """What people or pipelines say of a job, to find it by."""
+
+    labels: dict[Text, Long] = Field(max_length=64, examples=[{"accepted": "a safer kernel"}])
+
+
+class Cancellation(Body):
+    """Which jobs to end."""
+
+    ids: list[Text] = Field([], max_length=10_000)
+    group: Text | None = None
+    reason: Long = "cancelled"
+
+
+class Ended(BaseModel):
+    """The jobs that this request ended."""
+
+    jobs: list[JobDocument]
+
+
+class Say(Body):
+    """What a person says of a board."""
+
+    state: str = Field(json_schema_extra={"enum": list(BY_PEOPLE)})
+    why: Annotated[str, Field(min_length=1, max_length=4000, examples=["a new cable"])]
+
+
+class BoardSaid(Body):
+    """A board as its runner's inventory has it."""
+
+    name: Text
+    kind: Text
+    resource: Text
+    tags: dict[Tag, Count]
+    options: dict[str, Any]
+
+
+class Announcement(Body):
+    """The boards of a runner."""
+
+    host: Text
+    runner: Text
+    boards: list[BoardSaid] = Field(max_length=10_000)
+
+
+class ViewDocument(BaseModel):
+    """What a runner must know before it claims a job."""
+
+    now: float = Field(description="Seconds since 1970, by the lab's clock.")
+    health: list[HealthDocument]
+    leases: list[LeaseDocument]
+    queue: list[Waiting]
+
+
+class Claim(Body):
+    """Which job a runner would start, and where."""
+
+    demand: Wanted
+    board: Text
+    resource: Text
+    lock: Text = Field(description="Names the lock of the resource, and its machine.")
+    runner: Text
+    group: Text | None = None
+
+
+class Claimed(BaseModel):
+    """The job that was started, or null."""
+
+    job: JobDocument | None
+
+
+class Progress(Body):
+    """How far a job is."""
+
+    job: Text
+    done: int = Field(ge=0, le=10**9)
+    total: int = Field(ge=0, le=10**9)
+
+
+class Beat(Body):
+    """A runner lives."""
+
+    runner: Text
+    progress: list[Progress] = Field([], max_length=10_000)
+
+
+class Held(BaseModel):
+    """A lease that a runner still has."""
+
+    job: str
+    attempt: int
+
+
+class Beaten(BaseModel):
+    leases: list[Held]
+
+
+class Expired(BaseModel):
+    ended: bool = Field(description="Whether the lease was as it was seen, and has been ended.")
+
+
+class Result(Body):
+    """What an attempt measured."""
+
+    result: dict[str, Any] = Field(
+        description="A `coralline.measurement/v1` or `coralline.comparison/v1` object."
+    )
+    files: dict[str, Any] | None = Field(None, description="Artifacts that it comes with, by name.")
+
+
+class ResultFile(BaseModel):
+    """An artifact that a result comes with."""
+
+    ref: Ref
+    size_bytes: int
+
+
+class ResultFiles(BaseModel):
+    """What a result comes with, by name."""
+
+    kept: dict[str, ResultFile]
+    not_stored: str | None = Field(description="Why some is missing; null when all is there.")
+
+
+class Attached(BaseModel):
+    """Whether the result lacked files, and is of that attempt."""
+
+    attached: bool
+
+
+class Put(BaseModel):
+    ref: Ref
+
+
+class Failure(Body):
+    """Why an attempt failed."""
+
+    error: Long
+    retryable: bool = False
+    is_users: bool = Field(False, description="The input is to blame, and not the board.")
+
+    def to_error(self) -> Exception:
+        """As a board would have raised it here."""
+        if self.is_users:
+            return UserError(self.error)
+        return DeviceError(self.error, retryable=self.retryable)
+
+
+class Cause(Body):
+    cause: Long
+
+
+class Check(Body):
+    """What the check of a board said."""
+
+    passed: bool
+    says: Long
 
 
 StateFilter = Annotated[State, Field(examples=["done"])]

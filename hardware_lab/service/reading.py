@@ -126,6 +126,14 @@ def result(job_id: str, request: Request) -> JSONResponse:
         raise HTTPException(409, str(error)) from None
 
 
+@router.get("/jobs/{job_id}/files", response_model=bodies.ResultFiles)
+def files(job_id: str, request: Request) -> JSONResponse:
+    """The artifacts that the result of a job comes with: raw samples, power traces."""
+    store = store_of(request)
+    job_of(store, job_id)
+    return JSONResponse(store.files(job_id).to_json())
+
+
 @router.get("/queue", response_model=bodies.Queue)
 def queue(request: Request, group: str | None = None) -> JSONResponse:
     """What queued jobs ask for, the first to be served first."""

@@ -15,27 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from builders import chain, measure, measure_on_host, plan_of
+from builders import a_policy, chain, measure, measure_on_host, plan_of
 
-from components import tracking
+from components import registry, tracking
 from components.tracking import Execution, PolicyRecord, record, tracking_uri
+from coralline.cost import StepCost
 from coralline.errors import DeviceError
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store with all tables: making them takes seconds, copying them does not."""
-    path = tmp_path_factory.mktemp("store") / "empty.db"
-    tracking._client(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def sqlite(migrated: Path, tmp_path: Path) -> str:
-    shutil.copy(migrated, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+from coralline.graph.json_format import write_json
+from training.gate import Verdict
 
 
 @pytest.fixture(scope="session")
@@ -71,13 +59,12 @@ def an_execution(folder: Path, **changes: object) -> Execution:
     graph = chain("net", 9)
     plans = [plan_of(graph, planner) for planner in ("topo-dp", "uniform")]
     (folder / "report.html").write_text("<p>report</p>")
-    np.savez(folder / "policy.npz", weights=np.arange(3))
+    a_policy(folder / "policy.npz")
     policy = PolicyRecord(
         file=folder / "policy.npz",
         parameters={"epochs": 2, "hidden": 16},
         curve=[{"gap": 0.4, "reward": -2.0}, {"gap": 0.2, "reward": float("nan")}],
-        score=0.2,
-        data_digest="d1",
+        verdict=Verdict(True, "the first", None, {"gate_gap": 0.2}, 64),
     )
     return replace(
         Execution(
@@ -88,6 +75,10 @@ def an_execution(folder: Path, **changes: object) -> Execution:
             plans=plans,
             measurements=[measure(plans[0]), measure_on_host(plans[0])],
             policy=policy,
+            costs=[
+                StepCost("train-policy", 1, 0, "2026-11-21T03:00:00+00:00", 4.5, 4.0, 2**30),
+                StepCost("build-model", 2, 2, None, 9.0, 8.0, 2**29),
+            ],
             artifacts={"report": folder / "report.html"},
         ),
         **changes,
@@ -112,8 +103,11 @@ def test_an_execution_is_recorded_once(
     assert parent.data.params["policy.epochs"] == "2"
     assert [m.value for m in client.get_metric_history(first.parent, "policy_gap")] == [0.4, 0.2]
     assert len(client.get_metric_history(first.parent, "policy_reward")) == 1
+    assert parent.data.metrics["seconds/train-policy"] == 4.5
+    assert parent.data.metrics["peak_bytes/build-model"] == 2**29
+    assert parent.info.start_time == 1795230000000  # of the first step
     folders = {file.path for file in client.list_artifacts(first.parent)}
-    assert folders == {"report", "policy"}
+    assert folders == {"report"}
 
     simulated, host, unmeasured = map(client.get_run, first.children)
     for run in (simulated, host, unmeasured):
@@ -149,22 +143,27 @@ def test_an_execution_is_recorded_once(
     kept = json.loads((Path(folder) / "measurement.json").read_text())
     assert tuple(kept["latency_ms"]) == measurement.latency_ms
 
-    champion = client.get_model_version_by_alias(tracking.POLICY_MODEL, tracking.CHAMPION)
-    assert int(champion.version) == first.policy_version == 1
-    source = client.get_model_version_download_uri(tracking.POLICY_MODEL, champion.version)
-    import mlflow
+    assert parent.data.tags["policy_verdict"] == "promoted"
+    assert parent.data.tags["policy_version"] == "1"
+    assert parent.data.metrics["gate_gap"] == 0.2
+    champion = registry.find_champion(client)
+    assert champion.version == first.policy_version == 1
+    fetched = registry.fetch(client, uri, 1, tmp_path / "fetched")
+    assert fetched.read_bytes() == execution.policy.file.read_bytes()
+    assert champion.digest == registry.file_digest(fetched)
 
-    fetched = mlflow.artifacts.download_artifacts(source, tracking_uri=uri)
-    assert (Path(fetched) / "policy.npz").read_bytes() == execution.policy.file.read_bytes()
 
-
-def test_the_searches_of_the_documentation_work(sqlite: str, tmp_path: Path) -> None:
+def test_the_python_of_the_documentation_works(
+    sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorded = record(an_execution(tmp_path), sqlite)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite)
+    write_json(chain("net", 9), tmp_path / "graph.json")
     text = (Path(__file__).parents[2] / "mlflow" / "README.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0]
-    code = code.replace("sqlite:///mlflow.db", sqlite)
     found: dict[str, Any] = {}
-    exec(code, found)
+    for block in text.split("```python\n")[1:]:
+        exec(block.split("```")[0], found)
 
     def ids(name: str) -> list[str]:
         return [run.info.run_id for run in found[name]]
@@ -175,6 +174,7 @@ def test_the_searches_of_the_documentation_work(sqlite: str, tmp_path: Path) -> 
     assert ids("near_optimal") == ids("mispredicted") == []
     assert ids("executions") == [recorded.parent]
     assert int(found["champion"].version) == recorded.policy_version
+    assert json.loads(found["plan"])["n_stages"] == 4
 
 
 def test_a_record_cut_short_is_completed(sqlite: str, tmp_path: Path) -> None:
@@ -196,22 +196,21 @@ def test_another_execution_has_its_own_runs_and_shares_the_policy(
     assert first.policy_version == second.policy_version == 1
 
 
-def test_the_champion_gives_way_to_a_better_policy_only(sqlite: str, tmp_path: Path) -> None:
-    def recorded(name: str, score: float, data: str) -> int:
-        np.savez(tmp_path / f"{name}.npz", name=name)
-        execution = an_execution(tmp_path)
-        policy = replace(
-            execution.policy, file=tmp_path / f"{name}.npz", score=score, data_digest=data
-        )
-        record(replace(execution, id=name, measurements=[], plans=[], policy=policy), sqlite)
-        client = tracking._client(sqlite)
-        return int(client.get_model_version_by_alias("coralline-policy", "champion").version)
+def test_a_failed_execution_says_why_and_may_still_succeed(sqlite: str, tmp_path: Path) -> None:
+    execution = an_execution(tmp_path)
+    for _ in range(2):
+        tracking.record_failure(execution.id, "respect", "0.1.0", "dispatch", "no board", sqlite)
+    client = tracking._client(sqlite)
+    [run] = client.search_runs([client.get_experiment_by_name("coralline").experiment_id])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failed_step"] == "dispatch"
+    assert run.data.tags["error"] == "no board"
 
-    assert recorded("a", 0.2, "d1") == 1
-    assert recorded("worse", 0.3, "d1") == 1
-    assert recorded("better", 0.1, "d1") == 3
-    # Scores on other graphs do not compare: the newest stands.
-    assert recorded("elsewhere", 0.5, "d2") == 4
+    recorded = record(execution, sqlite)
+    assert recorded.parent == run.info.run_id
+    again = client.get_run(recorded.parent)
+    assert again.info.status == "FINISHED"
+    assert not {"error", "failed_step"} & set(again.data.tags)
 
 
 def test_energy_without_a_source_is_not_logged() -> None:
@@ -223,9 +222,10 @@ def test_energy_without_a_source_is_not_logged() -> None:
 
 
 def test_the_environment_names_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert tracking_uri(tmp_path / "m.db") == f"sqlite:///{tmp_path / 'm.db'}"
+    monkeypatch.setenv("CORALLINE_HOME", str(tmp_path))
+    assert tracking_uri() == f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert tracking_uri(tmp_path / "m.db") == "http://tracking:5000"
+    assert tracking_uri() == "http://tracking:5000"
 
 
 def test_a_server_that_does_not_answer_is_named(

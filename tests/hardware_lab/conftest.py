@@ -1,4 +1,4 @@
-"""Labs in both kinds of database, and an emulated phone."""
+"""Labs in databases and behind a service, and an emulated phone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pathlib import Path
 import adbutils
 import pytest
 from adb_device import AdbDevice
+from service_server import serving
 
 from benchmarks.postgresql_server import PostgresqlServer
+from hardware_lab.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +29,31 @@ def postgresql(postgresql_binaries: Path) -> Iterator[PostgresqlServer]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The place of a new lab."""
+def where(request: pytest.FixtureRequest, home: Path) -> str:
+    """The place of a new lab in a database."""
+    return _place(request, home)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "service"])
+def place(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
+    """The place of a new lab, in a database or behind a service."""
+    if request.param != "service":
+        yield _place(request, home)
+        return
+    with serving(Store(home.parent / "lab")) as url:
+        yield url
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CORALLINE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CORALLINE_ARTIFACTS", str(tmp_path / "artifacts"))
+    return tmp_path / "home"
+
+
+def _place(request: pytest.FixtureRequest, home: Path) -> str:
     if request.param == "sqlite":
-        return str(tmp_path / "lab")
+        return str(home.parent / "lab")
     url: str = request.getfixturevalue("postgresql").new_database()
     return url
 

@@ -14,6 +14,7 @@ from hardware_lab import runner as runner_module
 from hardware_lab.boards import Task
 from hardware_lab.checks import survey
 from hardware_lab.inventory import Demand
+from hardware_lab.lab import Lab, open_lab
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Job, Store
 
@@ -21,8 +22,8 @@ INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 
 
 @pytest.fixture
-def store(where: str) -> Store:
-    return Store(where)
+def store(place: str) -> Lab:
+    return open_lab(place)
 
 
 @pytest.fixture(autouse=True)
@@ -46,16 +47,16 @@ def sick(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return left
 
 
-def submit(store: Store, demand: Demand) -> Job:
+def submit(store: Lab, demand: Demand) -> Job:
     return store.submit(INT8, demand, repetitions=1, warmup=0)
 
 
-def states(store: Store, board: str) -> list[str]:
+def states(store: Lab, board: str) -> list[str]:
     return [line["state"] for line in store.health.log(board)]
 
 
 def test_a_board_is_checked_before_its_first_job(
-    store: Store, sick: dict[str, int], tmp_path: Path
+    store: Lab, sick: dict[str, int], tmp_path: Path
 ) -> None:
     sick["b0"] = 2
     jobs = [submit(store, Demand("b0")) for _ in range(3)]
@@ -67,7 +68,7 @@ def test_a_board_is_checked_before_its_first_job(
     assert sorted(store.job(j.id).max_attempts - store.job(j.id).attempt for j in jobs) == [2, 2, 2]
 
 
-def test_quarantine(store: Store, sick: dict[str, int], tmp_path: Path) -> None:
+def test_quarantine(store: Lab, sick: dict[str, int], tmp_path: Path) -> None:
     sick["b0"] = 10
     lab = scripted_lab(tmp_path, 2)
     stuck, other = submit(store, Demand("b0")), submit(store, Demand(None, {"edgetpu": 1}))
@@ -89,7 +90,7 @@ def test_quarantine(store: Store, sick: dict[str, int], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["maintenance", "retired"])
-def test_a_board_that_a_person_has_taken_away(store: Store, tmp_path: Path, state: str) -> None:
+def test_a_board_that_a_person_has_taken_away(store: Lab, tmp_path: Path, state: str) -> None:
     store.health.set("b0", state, "moved")
     job = submit(store, Demand("b0"))
     run_jobs(store, scripted_lab(tmp_path, 1))
@@ -99,7 +100,7 @@ def test_a_board_that_a_person_has_taken_away(store: Store, tmp_path: Path, stat
 
 
 def test_a_failed_job_has_the_board_checked(
-    store: Store, sick: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Lab, sick: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = scripted_lab(tmp_path, 1)
     submit(store, Demand("b0"))
@@ -125,7 +126,7 @@ def test_a_failed_job_has_the_board_checked(
 
 
 def test_a_check_that_condemns_most_of_the_lab_is_suspect(
-    store: Store, sick: dict[str, int], tmp_path: Path
+    store: Lab, sick: dict[str, int], tmp_path: Path
 ) -> None:
     lab = scripted_lab(tmp_path, 6)
     survey(store, lab.boards.values())

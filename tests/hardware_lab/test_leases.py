@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
@@ -25,6 +26,7 @@ from benchmarks.postgresql_server import PostgresqlServer
 from hardware_lab import database
 from hardware_lab import runner as runner_module
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.lab import Lab, open_lab
 from hardware_lab.locks import Lock
 from hardware_lab.runner import Runner, run_jobs
 from hardware_lab.store import HOLD_S, Job, Store
@@ -44,40 +46,58 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def runner(where: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts a runner in a process, after some code of the test's."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(
-        code: str = "", boards: int = 2, seconds: float = 0.0, home: str = "home"
-    ) -> subprocess.Popen[bytes]:
-        script = (
-            "import os, signal\n"
-            "from pathlib import Path\n"
-            "from coralline.errors import DeviceError\n"
-            "from hardware_lab import runner, store\n"
-            "from scripted_board import ScriptedBoard, scripted_lab\n"
-            "def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
-            f"{QUICK}\n{code}\n"
-            f"lab = scripted_lab(Path({str(tmp_path)!r}), {boards}, {seconds})\n"
-            f"runner.run_jobs(store.Store({where!r}), lab)\n"
-        )
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(TESTS),
-            # Another home is, for a lab in PostgreSQL, another host: it shares no locks.
-            "CORALLINE_HOME": str(tmp_path / home),
-        }
-        started.append(subprocess.Popen([sys.executable, "-c", script], env=environment))
-        return started[-1]
-
-    yield start
-    for process in started:
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that end with the test."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
         process.kill()
         process.wait()
 
 
-def submit(store: Store, demand: Demand) -> Job:
+def start_runner(
+    started: list[subprocess.Popen[bytes]],
+    place: str,
+    tmp_path: Path,
+    code: str = "",
+    boards: int = 2,
+    seconds: float = 0.0,
+    home: str = "home",
+) -> subprocess.Popen[bytes]:
+    """A runner in a process, after some code of the test's."""
+    script = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from coralline.errors import DeviceError\n"
+        "from hardware_lab import runner, store\n"
+        "from hardware_lab.lab import open_lab\n"
+        "from scripted_board import ScriptedBoard, scripted_lab\n"
+        "def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"opened = open_lab({place!r})\n"
+        f"Lab = type(opened)\n{QUICK}\n{code}\n"
+        f"lab = scripted_lab(Path({str(tmp_path)!r}), {boards}, {seconds})\n"
+        "runner.run_jobs(opened, lab)\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(TESTS),
+        # Another home is, for a lab in PostgreSQL or behind a service, another host: it shares
+        # no locks.
+        "CORALLINE_HOME": str(tmp_path / home),
+    }
+    started.append(subprocess.Popen([sys.executable, "-c", script], env=environment))
+    return started[-1]
+
+
+@pytest.fixture
+def runner(
+    place: str, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts a runner of the lab at `place`."""
+    return partial(start_runner, started, place, tmp_path)
+
+
+def submit(store: Lab, demand: Demand) -> Job:
     return store.submit(INT8, demand, repetitions=1, warmup=0)
 
 
@@ -88,7 +108,7 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def all_is_well(store: Store, folder: Path, jobs: list[Job]) -> None:
+def all_is_well(store: Lab, folder: Path, jobs: list[Job]) -> None:
     """Every job is done, has its own measurement, and no board was driven by two."""
     for job in jobs:
         assert store.job(job.id).state == "done", store.job(job.id)
@@ -97,14 +117,14 @@ def all_is_well(store: Store, folder: Path, jobs: list[Job]) -> None:
 
 
 def test_many_runners_and_some_are_killed(
-    where: str, runner: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    place: str, runner: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    store = Store(where)
+    store = open_lab(place)
     rng = random.Random(5)
     wanted = [Demand(f"b{i}") for i in range(3)]
     wanted += [Demand(None, {"edgetpu": n}) for n in (1, 2)]
     jobs = [submit(store, rng.choice(wanted)) for _ in range(40)]
-    homes = count() if "://" in where else iter(lambda: 0, 1)
+    homes = count() if "://" in place else iter(lambda: 0, 1)
     for _ in range(2):
         processes = [runner(boards=3, seconds=0.1, home=f"home{next(homes)}") for _ in range(2)]
         wait_for(lambda: len(notes(tmp_path)) > 4)
@@ -129,19 +149,35 @@ def test_many_runners_and_some_are_killed(
         ("runner.Workplace.models = die", 2),  # claimed, not begun
         ("ScriptedBoard._note = die", 2),  # the board works
         ("runner.Workplace.keep = die", 2),  # measured, not kept
-        ("store.Store.finish = die", 2),  # its raw files kept, its result not
-        ("store.insert = die", 2),  # in the transaction: state written, measurement not
-        ("real = store.Store.finish\nstore.Store.finish = lambda *a: (real(*a), die())", 1),
+        ("Lab.finish = die", 2),  # its raw files kept, its result not
+        ("real = Lab.finish\nLab.finish = lambda *a: (real(*a), die())", 1),
     ],
 )
 def test_a_runner_killed_at_every_step(
-    where: str,
+    place: str,
     runner: Callable[..., subprocess.Popen[bytes]],
     tmp_path: Path,
     where_it_dies: str,
     attempts: int,
 ) -> None:
-    store = Store(where)
+    killed_and_run_again(open_lab(place), runner, tmp_path, where_it_dies, attempts)
+
+
+def test_a_runner_killed_in_its_transaction(
+    where: str, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    """The job's state is written, the measurement is not."""
+    runner = partial(start_runner, started, where, tmp_path)
+    killed_and_run_again(Store(where), runner, tmp_path, "store.insert = die", 2)
+
+
+def killed_and_run_again(
+    store: Lab,
+    runner: Callable[..., subprocess.Popen[bytes]],
+    tmp_path: Path,
+    where_it_dies: str,
+    attempts: int,
+) -> None:
     job = submit(store, Demand("b0"))
     assert runner(where_it_dies).wait(60) == -signal.SIGKILL
     # On its machine nobody waits for the lease to run out.
@@ -217,14 +253,14 @@ def test_a_host_that_is_gone_for_good(
         store.fail(lost, runner_module.DeviceError("late"))
 
 
-@pytest.mark.parametrize("where", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("place", ["postgresql"], indirect=True)
 def test_the_database_is_gone_and_comes_back(
-    where: str,
+    place: str,
     postgresql: PostgresqlServer,
     runner: Callable[..., subprocess.Popen[bytes]],
     tmp_path: Path,
 ) -> None:
-    store = Store(where)
+    store = open_lab(place)
     jobs = [submit(store, Demand(f"b{i % 2}")) for i in range(8)]
     process = runner("runner.HOLD_S, runner.LEASE_S = 60, 90", seconds=0.5)
     for gone_s in (0.3, 1.0):
@@ -256,8 +292,8 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert {stores[0].job(job.id).attempt for job in jobs} == {1}
 
 
-def test_a_running_job_is_cancelled(where: str, tmp_path: Path) -> None:
-    store = Store(where)
+def test_a_running_job_is_cancelled(place: str, tmp_path: Path) -> None:
+    store = open_lab(place)
     job, other = submit(store, Demand("b0")), submit(store, Demand("b1"))
     boards = {"b0": ScriptedBoard("b0", tmp_path, 1000), "b1": ScriptedBoard("b1", tmp_path)}
     lab = Inventory(boards, {name: {} for name in boards})
@@ -303,8 +339,8 @@ def test_a_driver_with_a_bug_fails_its_job_alone(
     all_is_well(store, tmp_path, [good])
 
 
-def test_a_runner_that_stays(where: str, tmp_path: Path) -> None:
-    store, told = Store(where), Event()
+def test_a_runner_that_stays(place: str, tmp_path: Path) -> None:
+    store, told = open_lab(place), Event()
     ended: list[str] = []
     lab = scripted_lab(tmp_path, 2, seconds=0.3)
     staying = Runner(store, lab, on_end=lambda job: ended.append(job.id))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.steps import EXECUTION
 from pipelines import cluster, local
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "respect.yaml"
@@ -46,13 +47,23 @@ def test_every_step_has_room_and_an_end(golden: Path) -> None:
         assert "nodeSelector" not in kubernetes[name]
 
 
-def test_only_the_record_sees_secrets_and_mlflow_is_required() -> None:
+def test_only_what_speaks_with_mlflow_sees_secrets_and_it_is_required() -> None:
     _, kubernetes = _documents(GOLDEN)
-    assert [name for name, step in kubernetes.items() if "secretAsEnv" in step] == ["exec-record"]
-    secrets = kubernetes["exec-record"]["secretAsEnv"]
-    required = [secret for secret in secrets if not secret["optional"]]
-    assert [secret["secretName"] for secret in required] == [cluster.MLFLOW_SECRET]
-    assert required[0]["keyToEnv"] == [{"envVar": "MLFLOW_TRACKING_URI", "secretKey": "uri"}]
+    seeing = [name for name, step in kubernetes.items() if "secretAsEnv" in step]
+    assert sorted(seeing) == ["exec-judge-policy", "exec-record"]
+    for name in seeing:
+        secrets = kubernetes[name]["secretAsEnv"]
+        required = [secret for secret in secrets if not secret["optional"]]
+        assert [secret["secretName"] for secret in required] == [cluster.MLFLOW_SECRET]
+        assert required[0]["keyToEnv"] == [{"envVar": "MLFLOW_TRACKING_URI", "secretKey": "uri"}]
+
+
+def test_every_step_is_told_the_id_of_its_run() -> None:
+    _, kubernetes = _documents(GOLDEN)
+    for name, step in kubernetes.items():
+        [field] = step["fieldPathAsEnv"]
+        assert field["name"] == EXECUTION, name
+        assert field["fieldPath"] == "metadata.labels['pipeline/runid']"
 
 
 def test_a_night_needs_the_lab_that_remembers_the_others() -> None:
@@ -105,7 +116,10 @@ def test_a_malformed_wish_is_one_line(name: str, value: str, tmp_path: Path) -> 
 
 
 def test_a_local_run_leaves_it_out() -> None:
-    text = local._without_cluster(GOLDEN)
+    text = local._without_cluster(GOLDEN, "20261121-094336-2ada47")
+    assert "pipeline_job_uuid" in GOLDEN.read_text()
+    assert "pipeline_job_uuid" not in text
+    assert "20261121-094336-2ada47" in text
     assert "retryPolicy" in GOLDEN.read_text()
     assert "retryPolicy" not in text
     assert "resourceCpuRequest" not in text

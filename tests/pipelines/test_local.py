@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -19,17 +18,18 @@ from kfp import compiler, dsl
 from components.face import component
 
 @component
-def shout(word: str, out: dsl.Output[dsl.Artifact]):
-    from components.progress import progress
+def shout(word: str, out: dsl.Output[dsl.Artifact], cost: dsl.Output[dsl.Metrics]):
+    from components.steps import progress, step
     from coralline.errors import UserError
-    progress("shouting", 1, 2)
-    if word == "bad":
-        raise UserError("bad word; say another")
-    if word == "broken":
-        raise KeyError("surprise")
-    with open(out.path, "w") as file:
-        file.write(word.upper())
-    progress("shouting", 2, 2)
+    with step("shout", cost):
+        progress("shouting", 1, 2)
+        if word == "bad":
+            raise UserError("bad word; say another")
+        if word == "broken":
+            raise KeyError("surprise")
+        with open(out.path, "w") as file:
+            file.write(word.upper())
+        progress("shouting", 2, 2)
 
 @component
 def join(words: dsl.Input[list[dsl.Artifact]], out: dsl.Output[dsl.Artifact]):
@@ -80,26 +80,26 @@ def test_a_run_gives_outputs_and_events_and_a_second_run_reuses(compiled: Path) 
 
 
 def test_a_step_that_finds_bad_input_raises_its_message(compiled: Path) -> None:
-    with pytest.raises(UserError, match=r"^bad word; say another \(log: .*pipeline\.log\)$"):
+    with pytest.raises(UserError, match=r"^shout: bad word; say another \(log: .*pipeline\.log\)$"):
         local.run_pipeline(str(compiled), {"words": ["fine", "bad"]})
 
 
 def test_a_step_that_breaks_names_the_error_and_the_log(compiled: Path) -> None:
-    with pytest.raises(DeviceError, match="KeyError: 'surprise'") as raised:
+    with pytest.raises(DeviceError, match=r"^shout failed: KeyError: 'surprise'") as raised:
         local.run_pipeline(str(compiled), {"words": ["broken"]})
     log = Path(str(raised.value).split("(log: ")[1].rstrip(")"))
     assert "Traceback" in log.read_text()
 
 
 def test_lines_that_two_steps_shared() -> None:
-    progress = "coralline-progress " + json.dumps({"what": "x", "done": 1, "total": 3})
+    progress = '{"coralline": "progress", "what": "x", "done": 1, "total": 3}'
     line = f"   Task 'a' finished with status SUCCESS  {progress}Executing task 'b'"
     assert list(local._events(line)) == [
         local.Event("ended", "a"),
-        local.Event("progress", "x", 1, 3),
         local.Event("started", "b"),
+        local.Event("progress", "x", 1, 3),
     ]
-    assert list(local._events('  coralline-progress {"what": "x", "done": {"what": 1}')) == []
+    assert list(local._events('  {"coralline": "progress", "what": "x", {"coralline": "st')) == []
 
 
 def test_code_version_is_stable() -> None:

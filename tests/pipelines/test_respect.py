@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.reporting import tracking_database
+from components.tracking import tracking_database
 from hardware_lab.store import Store
 from pipelines.local import run_pipeline
 from pipelines.results import print_results, read_results
@@ -63,6 +63,8 @@ def test_the_compiled_pipeline_runs_and_a_second_run_measures_anew(
     page = Path(results["report"]).read_text(encoding="utf-8")
     assert "small_int8" in page
     assert "simulated" in page
+    assert "5 graphs are too few to judge by" in page
+    assert "plan-and-partition" in page
     print_results(results)
     printed = capsys.readouterr().out
     assert "Measured on host" in printed
@@ -71,9 +73,15 @@ def test_the_compiled_pipeline_runs_and_a_second_run_measures_anew(
 
     with sqlite3.connect(tracking_database()) as store:
         runs = store.execute("select count(*) from runs").fetchone()[0]
-        aliases = store.execute("select alias from registered_model_aliases").fetchall()
+        tags = dict(store.execute("select key, value from tags").fetchall())
+        metrics = dict(store.execute("select key, value from latest_metrics").fetchall())
     assert runs == 1 + 2 * len(rows)
-    assert aliases == [("champion",)]
+    assert tags["execution"] == folder.name
+    assert tags["policy_verdict"] == "kept back"
+    assert tags["policy_reason"].startswith("5 graphs are too few to judge by")
+    assert metrics["gate_gap"] > 0
+    assert metrics["seconds/train-policy"] > 0
+    assert metrics["peak_bytes/dispatch"] > 2**20
 
     jobs = len(Store(tmp_path / "lab").jobs())
     steps.clear()
@@ -108,6 +116,11 @@ def test_a_damaged_model_ends_the_run_with_one_line(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("coralline: ")
     assert "truncated.tflite" in last
+    with sqlite3.connect(tracking_database()) as store:
+        tags = dict(store.execute("select key, value from tags").fetchall())
+        assert store.execute("select status from runs").fetchall() == [("FAILED",)]
+    assert tags["failed_step"] == "plan-and-partition"
+    assert "truncated.tflite" in tags["error"]
 
 
 def test_results_are_json(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ from hardware_lab.database import demands as _demands
 from hardware_lab.database import files as _files
 from hardware_lab.database import jobs as _jobs
 from hardware_lab.database import measurements as _measurements
+from hardware_lab.glance import Glance
 from hardware_lab.health import Health, HealthRecords
 from hardware_lab.inventory import Demand
 from hardware_lab.locks import Lock
@@ -226,6 +227,7 @@ class Store:
         self.where = self._database.where
         self.folder = self._database.folder
         self._artifacts_place = artifacts or os.environ.get("CORALLINE_ARTIFACTS")
+        self.glance = Glance(self._database)
         self.health = HealthRecords(self._database)
         self.boards = BoardRecords(self._database)
         self.tokens = Tokens(self._database)
@@ -519,7 +521,7 @@ class Store:
         """How many jobs are in which state; of none there is no word."""
         query = select(_jobs.c.state, func.count()).group_by(_jobs.c.state)
         with self._database.read() as connection:
-            return dict(connection.execute(query).tuples())
+            return dict(connection.execute(query).tuples().all())
 
     def leases(self) -> list[Lease]:
         """The running jobs."""

@@ -19,6 +19,7 @@ from hardware_lab.artifacts import MissingError
 from hardware_lab.service import bodies, files, reading, running, writing
 from hardware_lab.service.gate import ANYONE, Gate, router_for
 from hardware_lab.service.observing import Metrics, Observed
+from hardware_lab.service.pages import pages
 from hardware_lab.store import Store
 
 THREADS = 12
@@ -91,6 +92,9 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     app.include_router(scraping)
+    app.state.pages, routers = pages(store, app.state.gate)
+    for router in routers:
+        app.include_router(router)
 
     @app.get("/healthz", include_in_schema=False)
     def healthz() -> Response:

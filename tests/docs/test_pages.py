@@ -85,6 +85,12 @@ def test_the_tutorial_can_be_followed(tmp_path: Path) -> None:
         assert not missing, f"{command}\n{run.stdout}"
 
 
+def test_the_table_of_verbs_has_all() -> None:
+    text = (ROOT / "docs/reference/cli.md").read_text()
+    listed = set(re.findall(r"^\| `(\w+)`", text, re.M))
+    assert listed == {path[1] for path, _ in hooks.verbs() if path[1:]}
+
+
 def first_words(output: str) -> set[str]:
     """What the lines of an output begin with, and the words of the heads of its tables."""
     heads = [

@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -18,6 +17,7 @@ from threading import Event, Thread
 import pyarrow.parquet as pq
 import pytest
 from scripted_board import measurement
+from small_disk import needs_root, small_disk
 
 from coralline.errors import DeviceError, UserError
 from coralline.runtime.child import Progress
@@ -254,25 +254,6 @@ def test_files_that_are_stored_later(place: str) -> None:
     assert not store.attach(job.id, 2, late)
     assert store.attach(job.id, 1, late) and store.files(job.id) == late
     assert not store.attach(job.id, 1, late)
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], object]]:
-    """A disk of so many bytes; gives a function that changes its size."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot mount: {done.stderr.strip()}")
-    try:
-        yield lambda size: subprocess.run(
-            ["mount", "-o", f"remount,size={size}", folder], check=True
-        )
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 
 
 @needs_root

@@ -192,9 +192,11 @@ class Measurement:
     @property
     def energy_source(self) -> str | None:
         """Where the energy comes from: `meter`, `model` (it is simulated), or None."""
-        if self.energy is not None:
+        if self.energy_mj_per_inference is None:
+            return None
+        if self.meter is not None:
             return "meter"
-        return None if self.energy_mj_per_inference is None else "model"
+        return "model" if self.simulated else None
 
     def latency_percentile_ms(self, percent: float) -> float:
         """A percentile of the latency with one inference in flight (linear interpolation)."""

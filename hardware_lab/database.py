@@ -151,8 +151,10 @@ health_log = Table(
     Column("number", Integer, primary_key=True),
     Column("board", Text, nullable=False),
     Column("state", Text, nullable=False),
+    Column("step", Text),
     Column("cause", Text, nullable=False),
     Column("at", Double, nullable=False),
+    Index("steps_of_a_board", "board", "step", "at"),
 )
 boards = Table(
     "boards",

@@ -20,6 +20,7 @@ younger by more than AGEING_S times the steps between them.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -725,6 +726,14 @@ class Store:
                 max_attempts=_jobs.c.max_attempts + 1,
                 error=" ".join(str(error).split()),
             )
+
+    def rested_s(self, resource: str) -> float:
+        """How long ago the last job ended that worked on a resource; infinite for never."""
+        last = select(func.max(_jobs.c.finished)).where(_jobs.c.resource == resource)
+        with self._database.read() as connection:
+            rested = connection.execute(select(self._database.now() - last.scalar_subquery()))
+            seconds = rested.scalar_one()
+        return math.inf if seconds is None else max(float(seconds), 0.0)
 
     def now(self) -> float:
         """Seconds since 1970, of the one clock that all who use the lab share."""

@@ -3,6 +3,7 @@ the locks are those of this machine, for they guard what stands beside it."""
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -233,6 +234,11 @@ class RemoteLab:
         """As `Store.expire`."""
         return bool(self._http.ask("POST", "/expiries", body=asdict(lease))["ended"])
 
+    def rested_s(self, resource: str) -> float:
+        """As `Store.rested_s`."""
+        seconds = self._http.ask("GET", _path("resources", resource, "rest"))["seconds"]
+        return math.inf if seconds is None else float(seconds)
+
     def finish(
         self, job: Job, result: Measurement | Comparison, files: Files | None = None
     ) -> None:
@@ -328,6 +334,16 @@ class _Health:
     def distrust(self, board: str, cause: str) -> None:
         body = {"cause": cause[:MOST_WORDS]}
         self._http.ask("POST", _path("health", board, "distrust"), body=body)
+
+    def begin_step(self, board: str, step: str, cause: str, most_a_day: int) -> bool:
+        body = {"step": step, "cause": cause[:MOST_WORDS], "most_a_day": most_a_day}
+        # As a strike, it would count twice.
+        path = _path("health", board, "steps")
+        return bool(self._http.ask("POST", path, body=body, again=False)["may_begin"])
+
+    def note(self, board: str, what: str) -> None:
+        body = {"cause": what[:MOST_WORDS]}
+        self._http.ask("POST", _path("health", board, "notes"), body=body, again=False)
 
     def set(self, board: str, state: str, why: str) -> None:
         self._http.ask("PUT", _path("health", board), body={"state": state, "why": why})

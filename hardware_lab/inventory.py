@@ -160,8 +160,8 @@ def check_demand(boards: Mapping[str, Tags], demand: Demand) -> None:
     if meeting(boards, demand):
         return
     if demand.board is not None and demand.board not in boards:
-        known = ", ".join(boards) or "there are none"
-        raise UserError(f"board {demand.board!r} is not known; choose {known}")
+        known = f"choose {', '.join(boards)}" if boards else "there is none at all"
+        raise UserError(f"board {demand.board!r} is not known; {known}")
     most: dict[str, int] = {}
     for tags in boards.values():
         for tag, count in tags.items():

@@ -34,20 +34,27 @@ def dispatch(
 
     Args:
         splits: Folders that `split_model` wrote.
-        inventory: Path of the lab's inventory; empty for the one in the package.
+        inventory: Path of the lab's inventory; empty for the one in the package. The boards of a
+            service are those of its runners.
 
     Raises:
         UserError: No such board.
         DeviceError: A job failed; what the others measured is kept in the lab.
     """
-    from hardware_lab.inventory import Demand, load_inventory
+    from hardware_lab.inventory import Demand, check_demand, load_inventory
     from hardware_lab.lab import open_lab
+    from hardware_lab.waiting import boards_of_others
 
     available = load_inventory(Path(inventory) if inventory else None)
-    for board in boards:
-        available.board(board).check()
-    make_folder(out)
     store = open_lab()
+    if store.served:
+        offered = boards_of_others(store, unfit=True)
+        for board in boards:
+            check_demand(offered, Demand(board))
+    else:
+        for board in boards:
+            available.board(board).check()
+    make_folder(out)
     group = f"dispatch-{uuid4().hex[:8]}"
     jobs = {
         store.submit(
@@ -78,39 +85,38 @@ def dispatch(
 
 
 def run_group(
-    store: Lab,
+    lab: Lab,
     inventory: Inventory,
     group: str,
     total: int,
     on_progress: Callable[[str, int, int], None],
 ) -> None:
-    """Run the jobs of a group; those that wait for a board in vain are cancelled with the reason.
+    """Run the jobs of a group, and wait for those that the boards of other runners make.
+
+    A service's jobs are its runners' alone. Those that wait for a board in vain are cancelled with
+    the reason.
 
     Args:
         total: How many they are.
     """
     from hardware_lab.runner import run_jobs
+    from hardware_lab.waiting import wait_for, why_waiting
 
     ended: set[str] = set()
 
-    def advance(job: Job, done: int, of: int) -> None:
-        if done == of and job.id not in ended:
+    def end(job: Job) -> None:
+        if job.id not in ended:
             ended.add(job.id)
             on_progress("measuring", len(ended), total)
 
+    def advance(job: Job, done: int, of: int) -> None:
+        if done == of:
+            end(job)
+
     try:
-        run_jobs(store, inventory, group, advance)
-        for job in store.jobs(group=group, state="queued"):
-            store.cancel([job.id], reason=_why_waiting(store, inventory, job))
+        if not lab.served:
+            run_jobs(lab, inventory, group, advance)
+        for job in wait_for(lab, group, on_end=end):
+            lab.cancel([job.id], reason=why_waiting(lab, job))
     finally:
-        store.cancel(group=group, reason="interrupted")
-
-
-def _why_waiting(store: Lab, inventory: Inventory, job: Job) -> str:
-    board = job.demand.board or ""
-    if board not in inventory.boards:
-        return f"board {board!r} is not in the inventory"
-    health = store.health.known().get(board)
-    if health is None or health.state in ("good", "unknown"):
-        return job.error or f"board {board!r} was not free"
-    return f"board {board!r} is {health.state}: {health.cause}"
+        lab.cancel(group=group, reason="interrupted")

@@ -139,7 +139,7 @@ def record_failure(
         message: Of the step, one line.
 
     Raises:
-        As `record`.
+        UserError: As `record`.
     """
     tags = _tags(execution, pipeline, code_version)
     with connected(uri) as client:

@@ -7,8 +7,10 @@ read without the site too.
 from __future__ import annotations
 
 import ast
+import inspect
 import os.path
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -52,7 +54,7 @@ def cli() -> str:
 
 
 def verbs() -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The commands of the command line that do something, and the words that call them."""
+    """The commands that do something or have options, and the words that call them."""
     import typer
 
     from coralline.cli import main
@@ -62,10 +64,10 @@ def verbs() -> Iterator[tuple[tuple[str, ...], Any]]:
     root = typer.main.get_command(main.app)
 
     def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-        below = getattr(command, "commands", None)
-        if below is None:
+        below = getattr(command, "commands", {})
+        if not below or command.params:
             yield path, command
-        for name in below or ():
+        for name in below:
             yield from walk(below[name], (*path, name))
 
     return walk(root, ("coralline",))
@@ -74,9 +76,11 @@ def verbs() -> Iterator[tuple[tuple[str, ...], Any]]:
 def _verb(command: Any, path: tuple[str, ...]) -> str:
     parameters = [p for p in command.params if not getattr(p, "hidden", False)]
     arguments = [p for p in parameters if p.param_type_name == "argument"]
-    usage = " ".join([*path, "[OPTIONS]", *(_metavar(p) for p in arguments)])
-    help_text, example = str(command.help).strip(), str(command.epilog)
-    lines = [f"## {' '.join(path[1:])}", "", help_text, "", "```sh", usage, "```", ""]
+    verb = ["VERB", "..."] if hasattr(command, "commands") else []
+    usage = " ".join([*path, "[OPTIONS]", *(_metavar(p) for p in arguments), *verb])
+    help_text, example = inspect.cleandoc(command.help), str(command.epilog)
+    title = " ".join(path[1:]) or path[0]
+    lines = [f"## {title}", "", help_text, "", "```sh", usage, "```", ""]
     for parameter in parameters:
         lines += [_term(parameter), f":   {_meaning(parameter)}", ""]
     lines += ["```sh", f"{example.removeprefix('Example: ')}", "```", ""]
@@ -159,10 +163,31 @@ def figures(device: str) -> str:
     return "\n".join(lines)
 
 
+def http() -> str:
+    """The requests that the lab's service takes, by who may make them."""
+    from hardware_lab.service.app import Settings, create_app
+    from hardware_lab.store import Store
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = create_app(Store(Path(folder)), Settings()).openapi()["paths"]
+    sections: dict[str, list[str]] = {}
+    for path, methods in paths.items():
+        for method, request in methods.items():
+            lines = sections.setdefault(request["tags"][0], [])
+            asked = [p["name"] for p in request.get("parameters", []) if p["in"] == "query"]
+            query = f"?{'&'.join(asked)}" if asked else ""
+            said = request["description"].split("\n\n")[0]
+            lines += [f"`{method.upper()} {path}{query}`", f":   {' '.join(said.split())}", ""]
+    return "\n".join(
+        line for name, lines in sections.items() for line in [f"## {name.capitalize()}", "", *lines]
+    )
+
+
 def _address(source: str) -> str:
     found = re.search(r"https?://[^\s,]+", source)
     assert found, f"{source}: has no address"
     return found[0]
 
 
-MAKERS = {"cli": cli, "modules": modules, "planners": planners, "figures": figures}
+MAKERS = {f.__name__: f for f in (cli, figures, http, modules, planners)}
+"""What makes a part, by the name that pages give it."""

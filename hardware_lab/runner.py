@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from hardware_lab.artifacts.download import LIMIT_S, DiskError
 from hardware_lab.boards import Board, Task, here
 from hardware_lab.checks import UnfitError, check
 from hardware_lab.compare import Comparison, compare
+from hardware_lab.cooldown import Cooled, cool_down
 from hardware_lab.health import Health, is_due, is_usable
 from hardware_lab.inventory import Demand, Inventory
 from hardware_lab.lab import Lab
@@ -42,6 +43,8 @@ from hardware_lab.store import (
 )
 from hardware_lab.workplace import Work, Workplace
 
+SEND_S = 60.0
+"""How often to look for raw files that the artifact store did not take at first."""
 POLL_S = (0.05, 1.0)
 """How often to look for jobs: right after something has happened, and when nothing does."""
 PATIENCE_S = 300.0
@@ -142,7 +145,7 @@ class Runner:
         self._happened = Event()
         self._leaving = Event()
         self._patience_s = PATIENCE_S
-        self._artifacts_answered = _now_s()
+        self._silent_since = math.inf  # the artifact store, unless it has just answered
 
     def run(self, until: Event | None = None) -> None:
         """Run jobs until none is left; or, when `until` is given, until it is set.
@@ -155,7 +158,7 @@ class Runner:
         over = Event()
         beating = Thread(target=self._beat, args=(over,), daemon=True)
         beating.start()
-        with ThreadPoolExecutor(len(self._resources)) as pool:
+        with ThreadPoolExecutor(len(self._resources) + 1) as pool:
             try:
                 self._take(pool, until)
             except BaseException:
@@ -171,7 +174,13 @@ class Runner:
     def _take(self, pool: ThreadPoolExecutor, until: Event | None) -> None:
         pause = POLL_S[0]
         answered = _now_s()
+        sending: Future[None] | None = None
+        sent = -math.inf
         while True:
+            if _now_s() - sent > SEND_S and (sending is None or sending.done()):
+                if sending is not None:
+                    sending.result()
+                sending, sent = pool.submit(self._send_left), _now_s()
             for future in [future for future in self._work if future.done()]:
                 del self._held[self._work.pop(future)]
                 future.result()
@@ -272,7 +281,7 @@ class Runner:
         outcome: Outcome
         try:
             if is_due(self._health.get(board.name), self._now):
-                check(self._store, board)
+                self._check(board, held)
             path, against = self._models(held, work)
             task = Task(
                 id=job.id,
@@ -284,10 +293,13 @@ class Runner:
                 scratch=work.raw,
                 stop=held.over,
             )
+            cooled = self._cool_down(board, held)
             if against is None:
                 outcome = board.measure(task, progress)
             else:
                 outcome = compare(board, task, against, progress)
+            if cooled is not None:
+                outcome = outcome.beside(cooldown=cooled.to_json())
         except (DiskError, RefusedError, SilentError):
             raise
         except CorallineError as error:
@@ -298,6 +310,23 @@ class Runner:
         if held.over():
             return DeviceError(f"{board.name}: its runner had to leave it", retryable=True)
         return outcome
+
+    def _check(self, board: Board, held: _Held) -> None:
+        try:
+            check(self._store, board, self._inventory.power.get(board.name), held.over)
+        except DeviceError as error:  # the database's too: the job is not to blame
+            raise UnfitError(f"{error}") from None
+
+    def _cool_down(self, board: Board, held: _Held) -> Cooled | None:
+        wanted = self._inventory.cooldown.get(board.name)
+        if wanted is None:
+            return None
+        rested_s = 0.0
+        # Of an attempt that lost its runner no end is known.
+        if held.job.attempt == 1:
+            with suppress(DeviceError):  # the database does not answer: it may have worked
+                rested_s = self._store.rested_s(board.resource)
+        return cool_down(board, wanted, rested_s, held.over)
 
     def _note_progress(self, held: _Held, done: int, total: int) -> None:
         held.progress = done, total  # the next heartbeat says it
@@ -312,7 +341,7 @@ class Runner:
             if held.over() or math.isinf(self._patience_s):
                 raise UnfitError(f"{error}") from None
             raise SilentError(f"{error}") from None
-        self._artifacts_answered = _now_s()
+        self._silent_since = math.inf
         return found
 
     def _keep(self, held: _Held, work: Work, result: Measurement | Comparison) -> Files:
@@ -320,17 +349,25 @@ class Runner:
         while True:
             try:
                 files = self._workplace.keep(work, result)
-                self._artifacts_answered = _now_s()
+                self._silent_since = math.inf
                 return files
             except CorallineError as error:
-                # Counted from its last answer: the jobs after the first do not wait as long.
-                patient = _now_s() - self._artifacts_answered < PATIENCE_S
+                # All jobs together wait that long, and not each.
+                self._silent_since = min(self._silent_since, _now_s())
+                patient = _now_s() - self._silent_since < PATIENCE_S
                 if getattr(error, "retryable", False) and patient and not held.over():
                     log.warning("%s", error)
                     if not self._leaving.wait(POLL_S[1]):
                         continue
                 log.error("job %s: its raw files are not stored: %s", held.job.id, error)
+                work.unsent = True
                 return Files(not_stored=" ".join(str(error).split()))
+
+    def _send_left(self) -> None:
+        try:
+            self._workplace.send_left()
+        except CorallineError as error:
+            log.warning("raw files that are not stored yet stay here: %s", error)
 
     def _record(self, board: Board, job: Job, outcome: Outcome, files: Files | None) -> None:
         asked = _now_s()

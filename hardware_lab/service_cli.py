@@ -80,6 +80,8 @@ def serve(
     from hardware_lab.service.server import serve as serve_app
     from hardware_lab.store import Store, default_lab
 
+    if tls_key is not None and tls_cert is None:
+        raise UserError("--tls-key is of no use without --tls-cert")
     log_to_stderr()
     log = logging.getLogger("hardware_lab.service")
     store = Store(where or default_lab(), artifacts, connections=THREADS)
@@ -139,19 +141,27 @@ def add(
     name: str = typer.Option(..., "--name", help="For people, and to remove it by."),
     role: str = typer.Option(..., "--role", help="submit, run or admin; all may read."),
     expires: str | None = typer.Option(None, "--expires", help="After 12h, or 90d; else never."),
+    given: Path | None = typer.Option(
+        None, "--given", help="File with the token, when others know it already; else a new one."
+    ),
+    replace: bool = typer.Option(False, "--replace", help="Take back the one of this name."),
     where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """Make a token and print it; the lab keeps only its digest, so it cannot be read again."""
-    from coralline.errors import UserError
+    from coralline.errors import UserError, read_text
     from hardware_lab.database import ROLES
 
     if role not in ROLES:
         raise UserError(f"role {role!r} is not known; choose {', '.join(ROLES)}")
-    made = _tokens(where).add(name, role, seconds_of(expires, "--expires"))
+    token = None if given is None else read_text(given, "a token").strip()
+    made = _tokens(where).add(
+        name, role, seconds_of(expires, "--expires"), given=token, replace=replace
+    )
     if json:
-        output.print_json({"name": name, "role": role, "token": made})
-    else:
+        shown = {"token": made} if given is None else {}
+        output.print_json({"name": name, "role": role, **shown})
+    elif given is None:
         print(made)
 
 

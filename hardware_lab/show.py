@@ -11,6 +11,7 @@ from coralline.cli import output
 if TYPE_CHECKING:
     from coralline.runtime.energy import EnergyRecord
     from coralline.runtime.measurement import Measurement
+    from hardware_lab.artifacts import Files
     from hardware_lab.compare import Comparison
     from hardware_lab.lab import Lab
 
@@ -31,6 +32,17 @@ def write_files(out: Path, store: Lab, job_id: str) -> None:
     for name, file in store.files(job_id).kept.items():
         if not name.startswith("samples."):
             download(store.artifacts, file.ref, out.with_suffix(f".{name.replace('/', '.')}"))
+
+
+def print_files(files: Files) -> None:
+    """The raw files of a result."""
+    if files.kept:
+        print_table(
+            ["raw file", "bytes", "artifact"],
+            [[name, str(file.size_bytes), file.ref] for name, file in files.kept.items()],
+        )
+    if files.not_stored is not None:
+        print(f"raw files are not stored: {files.not_stored}")
 
 
 def print_result(result: Measurement | Comparison) -> None:

@@ -20,6 +20,7 @@ younger by more than AGEING_S times the steps between them.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -47,6 +48,7 @@ from hardware_lab.database import demands as _demands
 from hardware_lab.database import files as _files
 from hardware_lab.database import jobs as _jobs
 from hardware_lab.database import measurements as _measurements
+from hardware_lab.glance import Glance
 from hardware_lab.health import Health, HealthRecords
 from hardware_lab.inventory import Demand
 from hardware_lab.locks import Lock
@@ -126,6 +128,18 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """A `coralline.job/v3` object."""
         return {"schema": SCHEMA, **asdict(self)}
+
+    @property
+    def model(self) -> Model:
+        """What is measured."""
+        return Model(self.path, self.artifact)
+
+    @property
+    def model_against(self) -> Model | None:
+        """What it is compared with."""
+        if self.against is None or self.against_artifact is None:
+            return None
+        return Model(self.against, self.against_artifact)
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Job:
@@ -207,6 +221,8 @@ class Store:
         DeviceError: The server does not answer.
     """
 
+    served = False
+
     def __init__(
         self, where: Path | str, artifacts: str | None = None, connections: int = 2
     ) -> None:
@@ -214,6 +230,7 @@ class Store:
         self.where = self._database.where
         self.folder = self._database.folder
         self._artifacts_place = artifacts or os.environ.get("CORALLINE_ARTIFACTS")
+        self.glance = Glance(self._database)
         self.health = HealthRecords(self._database)
         self.boards = BoardRecords(self._database)
         self.tokens = Tokens(self._database)
@@ -426,6 +443,39 @@ class Store:
             kept = {row.name: File(row.ref, row.size_bytes) for row in rows}
             return Files(kept, lacks.scalar_one_or_none())
 
+    def attach(self, job_id: str, attempt: int, files: Files) -> bool:
+        """Note the files of a result that were not stored when it was.
+
+        Returns:
+            Whether it is that attempt's result which lacked them.
+        """
+        job = select(_jobs.c.number).where(_jobs.c.id == job_id).scalar_subquery()
+        with self._database.write() as connection:
+            number = connection.execute(
+                update(_measurements)
+                .where(
+                    _measurements.c.job == job,
+                    _measurements.c.attempt == attempt,
+                    _measurements.c.not_stored.is_not(None),
+                )
+                .values(not_stored=files.not_stored)
+                .returning(_measurements.c.job)
+            ).scalar_one_or_none()
+            if number is not None:
+                _insert_files(connection, number, files)
+        return number is not None
+
+    def artifacts_in_use(self, since: float) -> set[str]:
+        """The artifacts of the jobs that wait, run, or ended at or after that time."""
+        recent = _jobs.c.finished.is_(None) | (_jobs.c.finished >= since)
+        recent |= _jobs.c.state.in_(("queued", "running"))
+        with self._database.read() as connection:
+            models = connection.execute(
+                select(_jobs.c.artifact, _jobs.c.against_artifact).where(recent)
+            ).all()
+            files = connection.execute(select(_files.c.ref).join(_jobs).where(recent)).all()
+        return {ref for row in (*models, *files) for ref in row if ref is not None}
+
     def lock(self, resource: str, *, wait: bool = False) -> AbstractContextManager[Lock | None]:
         """Hold a resource of this machine; None when another does and `wait` is false."""
         return self._database.locks.hold(resource, wait=wait)
@@ -474,7 +524,7 @@ class Store:
         """How many jobs are in which state; of none there is no word."""
         query = select(_jobs.c.state, func.count()).group_by(_jobs.c.state)
         with self._database.read() as connection:
-            return dict(connection.execute(query).tuples())
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def leases(self) -> list[Lease]:
         """The running jobs."""
@@ -615,12 +665,16 @@ class Store:
             files: That the result comes with, raw samples among them; in the artifact store.
 
         Raises:
-            DeviceError: The job's lease has ended; the result is refused. Or the database is not
+            DeviceError: The job's lease has ended, or the result has numbers that cannot be; it is
+                refused. Or the database is not
                 to be reached, which is retryable.
             UserError: The disk is full; what was kept before is intact, and the job will be
                 found and run again.
         """
-        data = json.dumps(result.to_json(), allow_nan=False)
+        try:
+            data = json.dumps(result.to_json(), allow_nan=False)
+        except (ValueError, ArithmeticError, LookupError, TypeError) as error:
+            raise DeviceError(f"job {job.id}: what was measured is no result ({error!r})") from None
         ending: dict[str, Any] = {"state": "done"}
         if result.fell_back and not job.allow_fallback:
             ending = {"state": "invalid", "error": _fallback(job, result), "error_is_users": False}
@@ -674,6 +728,14 @@ class Store:
                 max_attempts=_jobs.c.max_attempts + 1,
                 error=" ".join(str(error).split()),
             )
+
+    def rested_s(self, resource: str) -> float:
+        """How long ago the last job ended that worked on a resource; infinite for never."""
+        last = select(func.max(_jobs.c.finished)).where(_jobs.c.resource == resource)
+        with self._database.read() as connection:
+            rested = connection.execute(select(self._database.now() - last.scalar_subquery()))
+            seconds = rested.scalar_one()
+        return math.inf if seconds is None else max(float(seconds), 0.0)
 
     def now(self) -> float:
         """Seconds since 1970, of the one clock that all who use the lab share."""

@@ -71,27 +71,10 @@ class Cache:
 
     def _fetch(self, model: Model, entry: Path, patience: Patience) -> None:
         size_bytes = self._artifacts.size(model.ref)
-        if size_bytes is None:
-            raise MissingError(
-                f"{model.name}: {model.ref} is not in {self._artifacts.where}; submit it again, "
-                "and give the same --artifacts there and here"
-            )
-        self._make_room(size_bytes)
+        if size_bytes is not None:
+            self._make_room(size_bytes)
         entry.mkdir(exist_ok=True)
-        file, folder = entry / "artifact", entry / "unpacked"
-        download(self._artifacts, model.ref, file, patience)
-        if not is_archive(file):
-            file.rename(entry / "model")
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
-            unpack(file, folder)
-        except UserError as error:
-            raise UserError(f"{model.name}: {error}") from None
-        finally:
-            file.unlink()
-        folder.rename(entry / "model")
+        _fetch(self._artifacts, model, entry / "model", patience)
 
     def _make_room(self, size_bytes: int) -> None:
         entries = []
@@ -127,6 +110,45 @@ class Cache:
                 yield False
             else:
                 yield True
+
+
+def fetch_model(artifacts: Artifacts, model: Model, into: Path) -> Path:
+    """Download a model into a folder, under its own name.
+
+    Raises:
+        UserError: As `Cache.model`, or something of this name is there.
+        DeviceError: The store has not given it in time.
+    """
+    path = into / _file_name(model.name)
+    if path.exists():
+        raise UserError(f"{path}: is there already; choose another output folder")
+    with on_disk(path):
+        _fetch(artifacts, model, path, Patience(f"{artifacts.where}: {model.name}", LIMIT_S, never))
+    return path
+
+
+def _fetch(artifacts: Artifacts, model: Model, path: Path, patience: Patience) -> None:
+    """Download a model: a file, or a folder that takes its place when it is whole."""
+    file, folder = path.with_name(f".{path.name}.packed"), path.with_name(f".{path.name}.unpacked")
+    try:
+        download(artifacts, model.ref, file, patience)
+    except MissingError:
+        raise MissingError(
+            f"{model.name}: {model.ref} is not in {artifacts.where}; submit it again, and give "
+            "the same --artifacts there and here"
+        ) from None
+    if not is_archive(file):
+        file.rename(path)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        unpack(file, folder)
+    except UserError as error:
+        raise UserError(f"{model.name}: {error}") from None
+    finally:
+        file.unlink()
+    folder.rename(path)
 
 
 def _file_name(name: str) -> str:

@@ -188,7 +188,9 @@ class Server:
             f"[filter:tempauth]\nuse = egg:swift#tempauth\n"
             f"user_{self.access_key.replace(':', '_')} = {self.secret_key} .admin\n"
             "[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\n"
-            "account_autocreate = true\n",
+            "account_autocreate = true\n"
+            # There is no other disk to go to while this one recovers.
+            "error_suppression_interval = 0\n",
         )
 
 

@@ -24,7 +24,7 @@ RUNNERS: frozenset[Role] = frozenset({"run", "admin"})
 ADMINS: frozenset[Role] = frozenset({"admin"})
 
 COOKIE = "coralline_token"
-"""Where a browser, which cannot be told to send a bearer token, keeps it; read for pages only."""
+"""Where a browser, which cannot be told to send a bearer token, keeps it; good for pages only."""
 HERE = ("localhost", "127.0.0.1", "::1")
 MOST_BYTES = 1 << 20
 """Of a request, unless its route takes more."""
@@ -73,13 +73,18 @@ class Gate:
         self._known_at = -1e9
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    async def admit(self, request: Request, roles: frozenset[Role]) -> Caller:
+    async def admit(
+        self, request: Request, roles: frozenset[Role], given: str | None = None
+    ) -> Caller:
         """See that a request may be made.
+
+        Args:
+            given: The token, when the request does not bring it as `presented` says.
 
         Raises:
             HTTPException: 401, 403 or 429.
         """
-        caller = await self._caller(request)
+        caller = await self._caller(request, presented(request) if given is None else given)
         self._count(caller.key if caller else _address(request))
         if caller is None:
             raise HTTPException(
@@ -96,12 +101,11 @@ class Gate:
             )
         return caller
 
-    async def _caller(self, request: Request) -> Caller | None:
+    async def _caller(self, request: Request, given: str) -> Caller | None:
         if time.monotonic() - self._known_at > REMEMBER_S:
             known = await to_thread.run_sync(self._tokens.known)
             self._known = {token.id: token for token in known}
             self._known_at = time.monotonic()
-        given = presented(request)
         if not self._known and self._trusts_all and _is_of_here(request):
             return Caller("", "admin", _address(request))
         found = self._known.get(id_of(given))
@@ -132,11 +136,7 @@ class Gate:
 def presented(request: Request) -> str:
     """The token that a request brings; empty for none."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return given.strip()
-    # What a browser sends by itself must not be able to change anything.
-    is_page = request.method in ("GET", "HEAD") and not request.url.path.startswith("/api/")
-    return request.cookies.get(COOKIE, "") if is_page else ""
+    return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def _address(request: Request) -> str:
@@ -166,7 +166,7 @@ class GuardedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             gate: Gate = request.app.state.gate
             request.state.caller = await gate.admit(request, self.roles)
-            return await handler(_limited(request, self.most_bytes))
+            return await handler(limited(request, self.most_bytes))
 
         return guarded
 
@@ -177,7 +177,7 @@ def router_for(roles: frozenset[Role], most_bytes: int = MOST_BYTES, **options: 
     return APIRouter(route_class=kind, **options)
 
 
-def _limited(request: Request, most_bytes: int) -> Request:
+def limited(request: Request, most_bytes: int) -> Request:
     """The request, whose body may neither be too long nor come too slowly."""
     told = request.headers.get("content-length", "0")
     too_large = HTTPException(413, f"the request is larger than {most_bytes} bytes")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from coralline.runtime.measurement import Measurement
@@ -164,3 +165,37 @@ def test_bad_input_is_one_line_and_exit_2(call: Any, tmp_path: Path) -> None:
     ]:
         said = call(*arguments, code=2)
         assert message in said and len(said.splitlines()) == 1
+
+
+def test_the_files_of_a_job(call: Any, tmp_path: Path) -> None:
+    ran = json.loads(
+        call(
+            "bench",
+            str(INT8),
+            "-b",
+            "edgetpu-usb-sim",
+            "-n",
+            "20",
+            "--against",
+            str(INT8),
+            "--json",
+        )
+    )
+    job, out = ran["a"]["id"], tmp_path / "raw"
+    shown = json.loads(call("lab", "show", job, "--json"))
+    assert list(shown["files"]["kept"]) == ["samples.a.parquet", "samples.b.parquet"]
+    assert "samples.b.parquet" in call("lab", "show", job)
+    fetched = json.loads(call("lab", "fetch", job, "--out", str(out), "--json"))["files"]
+    assert fetched == {f"samples.{x}.parquet": str(out / f"samples.{x}.parquet") for x in "ab"}
+    assert pq.read_table(out / "samples.a.parquet")["latency_ms"].to_pylist() == pytest.approx(
+        ran["a"]["latency_ms"]
+    )
+    assert call("lab", "fetch", job, "model", "-o", str(out)).strip() == str(out / INT8.name)
+    assert (out / INT8.name).read_bytes() == INT8.read_bytes()
+    said = call("lab", "fetch", job, "model", "-o", str(out), code=2)
+    assert "is there already" in said
+    said = call("lab", "fetch", job, "power.parquet", "-o", str(out), code=2)
+    assert "it has samples.a.parquet, samples.b.parquet, model, against" in said
+    pruned = json.loads(call("lab", "prune", "--older-than", "90d", "--json"))
+    assert pruned == {"artifacts": [], "unfinished": 0, "size_bytes": 0, "dry_run": False}
+    assert "write 90s, 30m, 8h or 2d" in call("lab", "prune", "--older-than", "old", code=2)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from coralline.cli.main import main
 from coralline.errors import UserError
 from coralline.staging import Effort, StagingProblem, make_plan
 from coralline.tflite.split import split_model
+from hardware_lab.inventory import load_inventory
+from hardware_lab.runner import Runner
 from hardware_lab.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +126,7 @@ def test_a_slower_night_ends_red_and_says_since_when(
     said = capsys.readouterr().err.splitlines()[-1]
     assert "3 of 3 series need a look" in said
     assert "small_int8/2/sim slower: median latency is 1.19" in said
-    assert "board 'away' is not in the inventory" in said
+    assert "no runner has board 'away'" in said
     assert "board 'parked' is maintenance: new cable" in said
     page = Path(said.split("page: ")[1].split(" (log")[0])
     text = page.read_text(encoding="utf-8")
@@ -182,6 +186,41 @@ def test_a_disturbed_measurement_is_made_once_more(
     assert trend["nights"][0]["marks"][0].startswith("loaded")
     write_night(table, {}, "test", tmp_path / "page", tmp_path / "table")
     assert "disturbed" in (tmp_path / "page").read_text()
+
+
+def test_a_board_of_another_runner_is_waited_for(
+    home: Path, split: Path, inventory: Path, tmp_path: Path
+) -> None:
+    told = Event()
+    runner = Thread(
+        target=Runner(Store(home / "lab"), load_inventory(inventory)).run, args=(told,), daemon=True
+    )
+    runner.start()
+    try:
+        lab = Store(home / "lab")
+        limit = time.monotonic() + 60
+        while not lab.boards.known() and time.monotonic() < limit:
+            time.sleep(0.02)
+        table = tmp_path / "trends.json"
+        steps: list[tuple[str, int, int]] = []
+        measure_night(
+            [split],
+            ["sim", "edgetpu-usb-sim"],
+            8,
+            "",
+            "shared",
+            "n1",
+            "",
+            tmp_path / "m",
+            table,
+            lambda *step: steps.append(step),
+        )
+    finally:
+        told.set()
+        runner.join()
+    found = {trend["board"]: trend["verdict"] for trend in read_night(table)["trends"]}
+    assert found == {"sim": "first", "edgetpu-usb-sim": "first"}
+    assert steps == [("measuring", 1, 2), ("measuring", 2, 2)]
 
 
 def test_nights_of_other_names_are_not_compared(home: Path, split: Path, tmp_path: Path) -> None:

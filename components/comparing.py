@@ -139,7 +139,12 @@ def _best(own: dict[Key, Measured], board: str, model: str, stages: int) -> dict
         for key, item in own.items()
         if (key[3], key[0], key[1]) == (board, model, stages) and "throughput_fps" in item.metrics
     ]
-    return max(rows, key=lambda row: row["throughput_fps"], default=None)
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: row["throughput_fps"])
+    # Plans with the same stages share a measurement.
+    equals = [row["planner"] for row in rows if row["throughput_fps"] == best["throughput_fps"]]
+    return {**best, "planner": ", ".join(sorted(equals))}
 
 
 def _changes(measured: Sequence[dict[Key, Measured]]) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from components.runs import children, find_executions
@@ -11,7 +13,7 @@ from coralline.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import FileInfo, Run
 
 SCHEMA = "coralline.run-cost/v1"
 
@@ -68,13 +70,19 @@ def run_cost(uri: str, name: str) -> dict[str, Any]:
 
 
 def _artifacts(client: MlflowClient, runs: list[Run]) -> tuple[int, int]:
+    """Number and bytes of the files of runs, and of the models that they logged."""
+    listings: list[Callable[[str], list[FileInfo]]] = []
+    for run in runs:
+        listings.append(partial(client.list_artifacts, run.info.run_id))
+        for model in run.outputs.model_outputs if run.outputs else ():
+            listings.append(partial(client.list_logged_model_artifacts, model.model_id))
     files = size = 0
-    folders = deque((run.info.run_id, "") for run in runs)
+    folders = deque((listing, "") for listing in listings)
     while folders:
-        run_id, path = folders.popleft()
-        for entry in client.list_artifacts(run_id, path):
+        listing, path = folders.popleft()
+        for entry in listing(path):
             if entry.is_dir:
-                folders.append((run_id, entry.path))
+                folders.append((listing, entry.path))
             else:
                 files += 1
                 size += entry.file_size or 0

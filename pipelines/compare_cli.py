@@ -52,12 +52,11 @@ def _print(found: Mapping[str, Any]) -> None:
     _table(
         console,
         "Fastest plan",
-        ["board", "model", "stages", *(f"{letter}: best plan, 1/s" for letter in letters)],
+        ["board", "model/stages", *(f"{letter}: best plan, 1/s" for letter in letters)],
         [
             [
                 _board(row["board"], any(best and best["simulated"] for best in row["runs"])),
-                row["model"],
-                str(row["stages"]),
+                f"{row['model']}/{row['stages']}",
                 *(
                     "-"
                     if best is None
@@ -74,9 +73,9 @@ def _print(found: Mapping[str, Any]) -> None:
     _table(
         console,
         "Distance from the optimum, at most, %",
-        ["model", "stages", "planner", *letters],
+        ["model/stages/planner", *letters],
         [
-            [row["model"], str(row["stages"]), row["planner"], *map(_percent, row["gaps"])]
+            [f"{row['model']}/{row['stages']}/{row['planner']}", *map(_percent, row["gaps"])]
             for row in found["gaps"]
         ],
     )
@@ -94,14 +93,12 @@ def _print_changes(console: Any, changes: Sequence[Mapping[str, Any]], letters: 
     _table(
         console,
         "Median latency, against A",
-        ["run", "board", "model", "stages", "planner", "A ms", "now ms", "times as long", ""],
+        ["run", "board", "plan", "A ms", "now ms", "times as long", ""],
         [
             [
                 letters[row["run"]],
                 _board(row["board"], row["simulated"]),
-                row["model"],
-                str(row["stages"]),
-                row["planner"],
+                f"{row['model']}/{row['stages']}/{row['planner']}",
                 f"{row['before_ms']:.3f}",
                 f"{row['after_ms']:.3f}",
                 f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})",

@@ -227,7 +227,7 @@ def _figures(m: Measurement, told: Mapping[str, Any]) -> list[Figure]:
         note = "by a device model"
         if m.energy is not None:
             total = m.energy.whole.gross_uncertainty_mj["total"]
-            known = "not known how surely" if total is None else f"± {number(total)}"
+            known = "not known how surely" if total is None else f"± {total:.2g}"
             note = f"{known}, {m.energy.meter.at}"
         found.append(Figure("energy", number(m.energy_mj_per_inference), "mJ an inference", note))
     return found

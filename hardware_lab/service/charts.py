@@ -24,8 +24,10 @@ POINTS = 240
 """A line has no more: there is no room for more on a phone."""
 FEW = 400
 """So many samples are drawn one by one."""
-HEADROOM = 1.15
-"""For the names of windows, above what is drawn."""
+MARGIN = 0.03
+"""Of a range, on either side of it."""
+HEADROOM = 5
+"""As many margins above what is drawn, where windows have their names."""
 TAIL = 99.5
 """The percentile beyond which samples may be left out, when they would squeeze all others."""
 
@@ -54,7 +56,7 @@ class Axis:
     @staticmethod
     def over(low: float, high: float, label: str) -> Axis:
         """From one number to another that may be the same, with ticks at round ones."""
-        if not high > low:
+        if high - low <= 1e-6 * abs(low):
             margin = abs(low) * 0.05 or 1.0
             low, high = low - margin, high + margin
         rough = (high - low) / TICKS
@@ -295,7 +297,7 @@ def power(traces: Sequence[PowerTrace], said: Said) -> Chart:
     t_s, power_w = (np.concatenate(rows) for rows in zip(*map(_power, traces), strict=True))
     begin = float(t_s[0])
     x = Axis.over(0, float(t_s[-1]) - begin, "s since the meter began")
-    y = Axis.over(0, float(power_w.max()) * HEADROOM, f"W ({said})")
+    y = Axis.over(0, float(power_w.max()) * (1 + HEADROOM * MARGIN), f"W ({said})")
     windows = [window for trace in traces for window in trace.windows]
     boxes = tuple(
         Box(
@@ -343,7 +345,7 @@ def ratio_axis(ratios: Sequence[Estimate]) -> Axis:
     return Axis(1 / most, most, "B over A", (Text(50, "1"),), log=True)
 
 
-def _latency_axis(plans: Sequence[Samples], said: str, headroom: float = 1.0) -> tuple[Axis, str]:
+def _latency_axis(plans: Sequence[Samples], said: str, headroom: float = 1) -> tuple[Axis, str]:
     """Over the samples, without a tail that would squeeze the others; and what it leaves out."""
     found = np.concatenate([plan.latency_ms for plan in plans])
     low, high = float(found.min()), float(found.max())
@@ -353,7 +355,9 @@ def _latency_axis(plans: Sequence[Samples], said: str, headroom: float = 1.0) ->
         beyond = int((found > tail).sum())
         left_out = f" {beyond} of {len(found):,} lie beyond, up to {high:.3f} ms."
         high = tail
-    return Axis.over(low, low + headroom * (high - low), f"latency, ms ({said})"), left_out
+    margin = MARGIN * (high - low)
+    axis = Axis.over(max(low - margin, 0.0), high + headroom * margin, f"latency, ms ({said})")
+    return axis, left_out
 
 
 def _band(x: Axis, y: Axis, at: Floats, values: Floats, kind: str) -> list[Line]:

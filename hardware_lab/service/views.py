@@ -112,6 +112,8 @@ def running(job: Job, now: float) -> Running:
         return Running(job, elapsed_s)
     done, total = job.progress
     left_s = elapsed_s * (total - done) / done if done else None
+    if left_s is not None and job.seconds is not None:
+        left_s = min(left_s, max(2 * job.seconds - elapsed_s, 0.0))  # of each of the two modes
     return Running(job, elapsed_s, 100 * done / max(total, 1), left_s)
 
 
@@ -190,14 +192,13 @@ def job_facts(job: Job) -> list[tuple[str, str]]:
 
 
 def model_of(job: Job) -> str:
-    """The name of a job's model for people: a file's, or the last two of a folder's path."""
+    """The name of a job's model for people."""
     return job.labels.get("model") or model(job.path)
 
 
 def model(path: str) -> str:
-    """The same of a path."""
-    parts = Path(path).parts
-    return parts[-1] if Path(path).suffix else "/".join(parts[-2:]).lstrip("/")
+    """The name of a file or folder with a model."""
+    return Path(path).name
 
 
 def shown(iso: str | None) -> str | None:

@@ -192,7 +192,7 @@ def test_other_ends_of_jobs_say_why(lab: PageLab, client: TestClient) -> None:
 
 def test_a_board_shows_its_history(lab: PageLab, client: TestClient) -> None:
     page = words(read(client, "/boards/lost"))
-    log = page[page.index("States, the last first") :]
+    log = page[page.index("steps to recover it, the last first") :]
     assert log.index("bad") < log.index("looping")
     assert "no answer <script>" in log
     assert "address pi.local" in words(read(client, "/boards/pi"))

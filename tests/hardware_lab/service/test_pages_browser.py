@@ -131,7 +131,7 @@ def test_pages_fit(
 def test_text_stands_out(dark: bool, browser: Browser, lab: PageLab, site: str) -> None:
     browser.dark(dark)
     papers = set()
-    for path in [*lab.paths, "/sign-in"]:
+    for path in lab.paths:
         look(browser, site + path)
         browser.eval("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
         assert browser.eval(FAINT) == [], path
@@ -274,10 +274,16 @@ def test_signing_in_with_a_browser(browser: Browser, tmp_path: Path) -> None:
         path = f"/jobs/{lab.ids['second']}"
         browser.open(site + path)
         assert browser.eval("location.pathname") == "/sign-in"
+        assert browser.eval(FAINT) == []
         browser.submit("form.sign-in", {"token": token})
         assert browser.eval("location.pathname") == path
         assert browser.eval("document.cookie") == ""
         assert "root (admin)" in browser.text()
+        # Another site's link does not bring the cookie, and leads here all the same.
+        browser.open(f"data:text/html,<a href='{site}/jobs'>jobs</a>")
+        browser.eval("document.querySelector('a').click()")
+        browser.wait(lambda: browser.eval("location.pathname") == "/jobs", "the jobs")
+        browser.open(site + path)
         browser.submit("form[action$=cancel]", {})
         assert "cancelled (by root)" in browser.text()
         browser.submit("form[action='/sign-out']", {})

@@ -176,10 +176,12 @@ class PowerTrace:
 def histogram(plans: Sequence[Samples], said: Said) -> Chart:
     """How many inferences took how long."""
     x, left_out = _latency_axis(plans, said)
-    edges = np.linspace(x.low, x.high, BINS + 1)
+    most = max(len(plan.latency_ms) for plan in plans)
+    bins = min(BINS, max(8, round(2 * math.sqrt(most))))
+    edges = np.linspace(x.low, x.high, bins + 1)
     counts = [np.histogram(plan.latency_ms, edges)[0] for plan in plans]
     y = Axis.over(0, float(max(count.max() for count in counts)) * 1.05, "inferences")
-    width = 100 / BINS
+    width = 100 / bins
     boxes = tuple(
         Box(i * width, 100 - y.place(n), width, y.place(n), f"bar {_kind(which)}")
         for which, count in enumerate(counts)

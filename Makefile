@@ -26,7 +26,7 @@ help:  ## List the targets
 demo: env  ## Run the pipeline `respect` on real models and say where to look
 	$(BIN)/coralline pipeline run respect
 
-up: env  ## Start MLflow, its S3 store and the lab service here, or what of them is missing
+up: env  ## Start MLflow, its S3 store, a lab's service and runner here, or what is missing
 	$(BIN)/coralline up
 
 down:  ## End what `make up` started; what it kept stays

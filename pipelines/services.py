@@ -1,8 +1,9 @@
 """The servers that pipelines use, on this machine and without containers.
 
-An S3-compatible store that checks signatures, the MLflow server that keeps its artifacts in it, and
-the service of a lab. They live on when the command that started them ends, and so does what they
-keep, in one folder: a database, objects, a lab, a log and a file with the process id of each.
+An S3-compatible store that checks signatures, the MLflow server that keeps its artifacts in it, the
+service of a lab, and a runner of its jobs. They live on when the command that started them ends,
+and so does what they keep, in one folder: a database, objects, a lab, a log and a file with the
+process id of each.
 
 A service's processes are known by an environment variable that names the folder, the service and
 its settings: so one that was killed in part, or has other settings, is cleared away and started
@@ -52,12 +53,14 @@ class Settings:
     Attributes:
         mlflow_port, s3_port, lab_port: On this machine's own address.
         database: URL of MLflow's database; empty for an SQLite file in the folder.
+        inventory: Path of the runner's boards; empty for those in the package.
     """
 
     mlflow_port: int = 5000
     s3_port: int = 8441
     lab_port: int = 8440
     database: str = ""
+    inventory: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,11 @@ class Service:
     """A server.
 
     Attributes:
-        port: That it listens on.
-        option: Of the command line, that gives it another.
+        port: Where it is asked for its health.
+        option: Of the command line, that gives it another port; empty where the port is not its
+            own: the lab's service answers for a runner.
         health: Path that answers when it can work.
+        holds: What the answer must hold.
         refusals: Statuses that are as good an answer: S3 has nothing for those without a key.
         environment: Beside this process's own.
     """
@@ -77,6 +82,7 @@ class Service:
     option: str
     command: tuple[str, ...]
     health: str
+    holds: bytes = b""
     refusals: tuple[int, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -155,7 +161,7 @@ def down(folder: Path) -> list[str]:
     if not folder.exists():
         return []
     with _alone(folder):
-        ran = [name for name in ("lab", "mlflow", "s3") if stop(folder, name)]
+        ran = [name for name in ("runner", "lab", "mlflow", "s3") if stop(folder, name)]
     return ran
 
 
@@ -172,9 +178,13 @@ def services(folder: Path, settings: Settings, s3: Mapping[str, str]) -> list[Se
         *(*program, "lab", "serve", "--host", HOST, "--port", str(settings.lab_port)),
         *("--lab", str(folder / "lab"), "--artifacts", f"s3://{BUCKET}/lab"),
     )
+    runner = (
+        *(*program, "lab", "runner", "--lab", f"http://{HOST}:{settings.lab_port}"),
+        *(("--inventory", settings.inventory) if settings.inventory else ()),
+    )
     store = (sys.executable, "-m", "pipelines.services", str(folder / "s3"), str(settings.s3_port))
     return [
-        Service("s3", settings.s3_port, "--s3-port", store, "/", (404,)),
+        Service("s3", settings.s3_port, "--s3-port", store, "/", refusals=(404,)),
         Service(
             "mlflow",
             settings.mlflow_port,
@@ -190,6 +200,7 @@ def services(folder: Path, settings: Settings, s3: Mapping[str, str]) -> list[Se
             },
         ),
         Service("lab", settings.lab_port, "--lab-port", lab, "/readyz", environment=s3),
+        Service("runner", settings.lab_port, "", runner, "/api/v1/boards", holds=b'"name"'),
     ]
 
 
@@ -216,7 +227,8 @@ def start(folder: Path, service: Service, on_wait: Callable[[str], None]) -> Sta
         return Status(service.name, service.url, "running", leader, log)
     if there:
         stop(folder, service.name)
-    _check_free(service)
+    if service.option:
+        _check_free(service)
     on_wait(service.name)
     # The variables of a person who uses the services are not the services' own.
     own = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "AWS_"))}
@@ -296,8 +308,8 @@ def _leader(folder: Path, name: str) -> int:
 
 def _healthy(service: Service) -> bool:
     try:
-        with urlopen(service.url + service.health, timeout=5):
-            return True
+        with urlopen(service.url + service.health, timeout=5) as answer:
+            return service.holds in answer.read()
     except HTTPError as error:
         return error.code in service.refusals
     except (OSError, HTTPException):

@@ -28,10 +28,13 @@ def up(
     database: str | None = typer.Option(
         None, "--database", help="postgresql+psycopg://... for MLflow; else an SQLite file."
     ),
+    inventory: Path | None = typer.Option(
+        None, "--inventory", help="Boards of the runner; else those in the package, or the last."
+    ),
     folder: Path | None = _FOLDER,
     json: bool = _JSON,
 ) -> None:
-    """Start MLflow, its S3 store and the lab service on this machine, or what of them is missing.
+    """Start MLflow, its S3 store, a lab's service and runner here, or what of them is missing.
 
     Run again, it changes nothing that runs as it should.
     """
@@ -45,6 +48,7 @@ def up(
         s3_port=s3_port,
         lab_port=lab_port,
         database=database,
+        inventory=inventory and str(inventory.resolve()),
     )
 
     def tell(name: str) -> None:

@@ -67,7 +67,7 @@ requirements:  ## Pin pyproject.toml into requirements.txt and requirements-dev.
 	  --generate-hashes --no-header --no-emit-index-url -o requirements.txt
 	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-emit-index-url -c requirements.txt -o requirements-dev.txt
-	$(UV) pip compile pyproject.toml --extra lab --universal --python-version 3.11 \
+	$(UV) pip compile pyproject.toml --extra lab --extra meters --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-emit-index-url -c requirements.txt \
 	  -o k8s/images/requirements-runner.txt
 

@@ -50,6 +50,10 @@ class Comparison:
         """Whether either ran on another processor than asked for."""
         return self.a.fell_back or self.b.fell_back
 
+    def beside(self, **facts: Any) -> Comparison:
+        """This, with facts added to the environments of both."""
+        return replace(self, a=self.a.beside(**facts), b=self.b.beside(**facts))
+
     def to_json(self) -> dict[str, Any]:
         """A `coralline.comparison/v1` object."""
         return {

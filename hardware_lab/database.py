@@ -151,8 +151,10 @@ health_log = Table(
     Column("number", Integer, primary_key=True),
     Column("board", Text, nullable=False),
     Column("state", Text, nullable=False),
+    Column("step", Text),
     Column("cause", Text, nullable=False),
     Column("at", Double, nullable=False),
+    Index("steps_of_a_board", "board", "step", "at"),
 )
 boards = Table(
     "boards",
@@ -176,6 +178,10 @@ tokens = Table(
     Column("made", Double, nullable=False),
     Column("expires", Double),
 )
+
+
+class FullError(UserError):
+    """The database can be read, but not written: its disk is full, or its files are not ours."""
 
 
 class Database:
@@ -268,7 +274,7 @@ class Database:
                 raise DeviceError(
                     f"{self.where}: does not answer ({reason})", retryable=True
                 ) from None
-            raise UserError(
+            raise FullError(
                 f"{self.where}: cannot be used ({reason}); what it holds is untouched: make "
                 "room or give another place as --lab, then run again"
             ) from None

@@ -4,7 +4,11 @@
   check is older than CHECK_S, and when it has failed a job since.
 - A check that fails is repeated, each time after a longer pause; the STRIKES-th in a row makes
   the board `bad`, and only a person makes it usable again. The jobs go back to the queue.
-- A check that would condemn most of the lab is itself suspect: nothing is condemned then.
+- A check that would condemn most of the lab is itself suspect: nothing is condemned then, and
+  no board is restarted.
+
+The log has every change of a state, and every step by which `hardware_lab.checks` tries to bring
+a board back.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.engine import Connection
 
 from coralline.errors import UserError
@@ -30,6 +34,7 @@ MOST_PAUSE_S = 3600.0
 BY_PEOPLE: tuple[HealthState, ...] = ("unknown", "bad", "maintenance", "retired")
 FEW = 3
 """In a lab of so few boards, most of them may well be bad at once."""
+DAY_S = 24 * 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +103,11 @@ class HealthRecords:
             return _known(connection)
 
     def log(self, board: str) -> list[dict[str, Any]]:
-        """The states that a board has been in, the first first, with their causes."""
+        """The states that a board has been in and the steps to recover it, the first first."""
         query = select(_health_log).where(_health_log.c.board == board)
         with self._database.read() as connection:
             return [
-                {"state": row.state, "cause": row.cause, "at": iso(row.at)}
+                {"state": row.state, "step": row.step, "cause": row.cause, "at": iso(row.at)}
                 for row in connection.execute(query.order_by(_health_log.c.number))
             ]
 
@@ -133,6 +138,37 @@ class HealthRecords:
             raise UserError(f"state {state!r} cannot be set; choose {', '.join(BY_PEOPLE)}")
         verdict = Verdict(state, why)
         self._judge(board, lambda _: verdict)
+
+    def begin_step(self, board: str, step: str, cause: str, most_a_day: int) -> bool:
+        """Note that a step to recover a board begins, unless it has begun too often.
+
+        Returns:
+            Whether it may begin.
+        """
+        with self._database.write() as connection:
+            now = self._database.now()
+            begun = connection.execute(
+                select(func.count()).where(
+                    _health_log.c.board == board,
+                    _health_log.c.step == step,
+                    _health_log.c.at > now - DAY_S,
+                )
+            ).scalar_one()
+            if begun >= most_a_day:
+                return False
+            self._log(connection, board, cause, step)
+        return True
+
+    def note(self, board: str, what: str) -> None:
+        """Add to the log what came of a step; the state stays."""
+        with self._database.write() as connection:
+            self._log(connection, board, what)
+
+    def _log(self, connection: Connection, board: str, what: str, step: str | None = None) -> None:
+        known = _known(connection).get(board)
+        state = "unknown" if known is None else known.state
+        line = {"board": board, "state": state, "step": step, "cause": what}
+        connection.execute(insert(_health_log).values(line | {"at": self._database.now()}))
 
     def _judge(self, board: str, judge: Callable[[Mapping[str, Health]], Verdict | None]) -> None:
         with self._database.write() as connection:
@@ -179,6 +215,13 @@ def is_usable(health: Health | None, now: float) -> bool:
 def is_due(health: Health | None, now: float) -> bool:
     """Whether a board must be checked before a job."""
     return health is None or health.state != "good" or now - health.checked > CHECK_S
+
+
+def most_fail(known: Mapping[str, Health]) -> bool:
+    """Whether most boards in use fail their checks: what they share is then to blame."""
+    in_use = [h for h in known.values() if h.state not in ("maintenance", "retired")]
+    failing = sum(h.state in ("looping", "bad") for h in in_use)
+    return len(in_use) > FEW and 2 * failing > len(in_use)
 
 
 def _strike(known: Mapping[str, Health], board: str, cause: str) -> Verdict:

@@ -5,17 +5,26 @@ meters:
   hub: {kind: ina226, at: usb-vbus, bus: 1, shunt_ohm: 0.01, accuracy_percent: 1.2}
 boards:
   host: {kind: host, threads_per_stage: 1}
-  chain: {kind: coral-local, devices: "usb:0, usb:1", tags: {edgetpu: 2, usb3: 1}, meter: hub}
+  chain:
+    kind: coral-local
+    devices: "usb:0, usb:1"
+    tags: {edgetpu: 2, usb3: 1}
+    meter: hub
+    power: {kind: uhubctl, location: 1-1, port: 2}
+    cooldown: {pause_s: 120, ambient_celsius: 23}
 
-Tags say what a board has, and how many of it; a job may ask for them in place of a board.
+Tags say what a board has, and how many of it; a job may ask for them in place of a board. `power`
+switches it when it no longer answers: `hardware_lab.power`. `cooldown` says how cool it must be
+before a job: `hardware_lab.cooldown`, which has what holds where nothing is said.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,10 +33,14 @@ import yaml
 
 from coralline.errors import UserError, read_text
 from hardware_lab.boards import Board, board_kinds
+from hardware_lab.cooldown import DEFAULTS, Cooldown
 from hardware_lab.meters import Meter, meter_kinds
+from hardware_lab.power import PowerSwitch, switch_kinds
 
 SCHEMA = "coralline.inventory/v1"
 TAG = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?")
+BESIDE = ("tags", "power", "cooldown")
+"""What a board's entry may have beside the options of its kind."""
 
 Tags = Mapping[str, int]
 """What a board has, or a job needs: a count, at least 1, by name."""
@@ -78,11 +91,21 @@ def parse_needs(texts: Sequence[str]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The boards, their tags, and the meters, by name in the file's order."""
+    """A lab.
+
+    Attributes:
+        boards: By name, in the file's order.
+        tags: Of each board.
+        meters: By name.
+        power: The switches of the boards that have one.
+        cooldown: Of the boards that get warm.
+    """
 
     boards: Mapping[str, Board]
     tags: Mapping[str, Tags]
     meters: Mapping[str, Meter] = field(default_factory=dict)
+    power: Mapping[str, PowerSwitch] = field(default_factory=dict)
+    cooldown: Mapping[str, Cooldown] = field(default_factory=dict)
 
     def board(self, name: str) -> Board:
         """A board by name.
@@ -177,18 +200,42 @@ class _Reader:
         for name, node in ({} if meters is None else self._mapping(meters, "`meters`")).items():
             options = self._mapping(node, f"meter {name!r}")
             made_by = self._kind(f"meter {name!r}", node, options, meter_kinds())
-            self._meters[name] = self._made(f"meter {name!r}", name, node, options, made_by, ())
+            self._meters[name] = self._made(f"meter {name!r}", node, options, made_by, name=name)
         found = {}
         tags: dict[str, Tags] = {}
+        power: dict[str, PowerSwitch] = {}
+        cooldown: dict[str, Cooldown] = {}
         for name, node in self._mapping(boards, "`boards`").items():
             options = self._mapping(node, f"board {name!r}")
             tags[name] = self._tags(name, options.pop("tags", None))
+            switch, cooling = (options.pop(key, None) for key in ("power", "cooldown"))
+            if switch is not None:
+                power[name] = self._power(f"board {name!r}: power", switch)
             made_by = self._kind(f"board {name!r}", node, options, board_kinds())
-            board: Board = self._made(f"board {name!r}", name, node, options, made_by, ("tags",))
+            board: Board = self._made(f"board {name!r}", node, options, made_by, BESIDE, name=name)
             found[name] = board
+            if cooling is not None:
+                cooldown[name] = self._cooldown(f"board {name!r}: cooldown", board.kind, cooling)
+            elif board.kind in DEFAULTS:
+                cooldown[name] = DEFAULTS[board.kind]
         if not found:
             self._fail(boards, "`boards` is empty; name at least one board")
-        return Inventory(found, tags, self._meters)
+        return Inventory(found, tags, self._meters, power, cooldown)
+
+    def _power(self, what: str, node: yaml.Node) -> PowerSwitch:
+        options = self._mapping(node, what)
+        made_by = self._kind(what, node, options, switch_kinds())
+        made: PowerSwitch = self._made(what, node, options, made_by)
+        return made
+
+    def _cooldown(self, what: str, kind: str, node: yaml.Node) -> Cooldown:
+        """What is not given is as it is for other boards of this kind."""
+        if kind not in DEFAULTS:
+            self._fail(node, f"{what} is of no use: a board of kind {kind!r} does not get warm")
+        options = self._mapping(node, what)
+        usual = partial(replace, DEFAULTS[kind])
+        made: Cooldown = self._made(what, node, options, Cooldown, make=usual)
+        return made
 
     def _tags(self, name: str, node: yaml.Node | None) -> Tags:
         if node is None:
@@ -223,14 +270,20 @@ class _Reader:
     def _made(
         self,
         what: str,
-        name: str,
         node: yaml.Node,
         options: dict[str, yaml.Node],
         made_by: type[Any],
-        others: Sequence[str],
+        others: Sequence[str] = (),
+        make: Callable[..., Any] | None = None,
+        **given: Any,
     ) -> Any:
-        """The dataclass that the options make; `others` may be given too."""
-        known = {field.name: field for field in fields(made_by) if field.name != "name"}
+        """The dataclass that the options make, together with what is given.
+
+        Args:
+            others: Options that may be there too, for messages.
+            make: Makes it; None for the dataclass itself.
+        """
+        known = {field.name: field for field in fields(made_by) if field.name not in given}
         values = {}
         for key, value in options.items():
             if key not in known:
@@ -241,7 +294,7 @@ class _Reader:
             if key not in values and option.default is MISSING:
                 self._fail(node, f"{what} lacks {key!r}")
         try:
-            made = made_by(name=name, **values)
+            made = (make or made_by)(**given, **values)
         except UserError as error:
             self._fail(node, f"{what}: {error}")
         meter = values.get("meter")
@@ -266,7 +319,12 @@ class _Reader:
         if wanted == "float" and type(value) is int:
             return float(value)
         if type(value).__name__ != wanted:
-            noun = {"int": "a whole number", "float": "a number", "str": "text"}[wanted]
+            noun = {
+                "bool": "true or false",
+                "float": "a number",
+                "int": "a whole number",
+                "str": "text",
+            }[wanted]
             self._fail(node, f"{what} is {value!r}; it must be {noun}")
         return value
 

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from hardware_lab.artifacts.download import LIMIT_S, DiskError
 from hardware_lab.boards import Board, Task, here
 from hardware_lab.checks import UnfitError, check
 from hardware_lab.compare import Comparison, compare
+from hardware_lab.cooldown import Cooled, cool_down
 from hardware_lab.health import Health, is_due, is_usable
 from hardware_lab.inventory import Demand, Inventory
 from hardware_lab.lab import Lab
@@ -280,7 +281,7 @@ class Runner:
         outcome: Outcome
         try:
             if is_due(self._health.get(board.name), self._now):
-                check(self._store, board)
+                self._check(board, held)
             path, against = self._models(held, work)
             task = Task(
                 id=job.id,
@@ -292,10 +293,13 @@ class Runner:
                 scratch=work.raw,
                 stop=held.over,
             )
+            cooled = self._cool_down(board, held)
             if against is None:
                 outcome = board.measure(task, progress)
             else:
                 outcome = compare(board, task, against, progress)
+            if cooled is not None:
+                outcome = outcome.beside(cooldown=cooled.to_json())
         except (DiskError, RefusedError, SilentError):
             raise
         except CorallineError as error:
@@ -306,6 +310,23 @@ class Runner:
         if held.over():
             return DeviceError(f"{board.name}: its runner had to leave it", retryable=True)
         return outcome
+
+    def _check(self, board: Board, held: _Held) -> None:
+        try:
+            check(self._store, board, self._inventory.power.get(board.name), held.over)
+        except DeviceError as error:  # the database's too: the job is not to blame
+            raise UnfitError(f"{error}") from None
+
+    def _cool_down(self, board: Board, held: _Held) -> Cooled | None:
+        wanted = self._inventory.cooldown.get(board.name)
+        if wanted is None:
+            return None
+        rested_s = 0.0
+        # Of an attempt that lost its runner no end is known.
+        if held.job.attempt == 1:
+            with suppress(DeviceError):  # the database does not answer: it may have worked
+                rested_s = self._store.rested_s(board.resource)
+        return cool_down(board, wanted, rested_s, held.over)
 
     def _note_progress(self, held: _Held, done: int, total: int) -> None:
         held.progress = done, total  # the next heartbeat says it

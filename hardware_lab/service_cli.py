@@ -139,19 +139,27 @@ def add(
     name: str = typer.Option(..., "--name", help="For people, and to remove it by."),
     role: str = typer.Option(..., "--role", help="submit, run or admin; all may read."),
     expires: str | None = typer.Option(None, "--expires", help="After 12h, or 90d; else never."),
+    given: Path | None = typer.Option(
+        None, "--given", help="File with the token, when others know it already; else a new one."
+    ),
+    replace: bool = typer.Option(False, "--replace", help="Take back the one of this name."),
     where: str | None = _where(),
     json: bool = _json(),
 ) -> None:
     """Make a token and print it; the lab keeps only its digest, so it cannot be read again."""
-    from coralline.errors import UserError
+    from coralline.errors import UserError, read_text
     from hardware_lab.database import ROLES
 
     if role not in ROLES:
         raise UserError(f"role {role!r} is not known; choose {', '.join(ROLES)}")
-    made = _tokens(where).add(name, role, seconds_of(expires, "--expires"))
+    token = None if given is None else read_text(given, "a token").strip()
+    made = _tokens(where).add(
+        name, role, seconds_of(expires, "--expires"), given=token, replace=replace
+    )
     if json:
-        output.print_json({"name": name, "role": role, "token": made})
-    else:
+        shown = {"token": made} if given is None else {}
+        output.print_json({"name": name, "role": role, **shown})
+    elif given is None:
         print(made)
 
 

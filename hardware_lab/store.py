@@ -20,6 +20,7 @@ younger by more than AGEING_S times the steps between them.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -521,7 +522,7 @@ class Store:
         """How many jobs are in which state; of none there is no word."""
         query = select(_jobs.c.state, func.count()).group_by(_jobs.c.state)
         with self._database.read() as connection:
-            return dict(connection.execute(query).tuples().all())
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def leases(self) -> list[Lease]:
         """The running jobs."""
@@ -662,12 +663,16 @@ class Store:
             files: That the result comes with, raw samples among them; in the artifact store.
 
         Raises:
-            DeviceError: The job's lease has ended; the result is refused. Or the database is not
+            DeviceError: The job's lease has ended, or the result has numbers that cannot be; it is
+                refused. Or the database is not
                 to be reached, which is retryable.
             UserError: The disk is full; what was kept before is intact, and the job will be
                 found and run again.
         """
-        data = json.dumps(result.to_json(), allow_nan=False)
+        try:
+            data = json.dumps(result.to_json(), allow_nan=False)
+        except (ValueError, ArithmeticError, LookupError, TypeError) as error:
+            raise DeviceError(f"job {job.id}: what was measured is no result ({error!r})") from None
         ending: dict[str, Any] = {"state": "done"}
         if result.fell_back and not job.allow_fallback:
             ending = {"state": "invalid", "error": _fallback(job, result), "error_is_users": False}
@@ -721,6 +726,14 @@ class Store:
                 max_attempts=_jobs.c.max_attempts + 1,
                 error=" ".join(str(error).split()),
             )
+
+    def rested_s(self, resource: str) -> float:
+        """How long ago the last job ended that worked on a resource; infinite for never."""
+        last = select(func.max(_jobs.c.finished)).where(_jobs.c.resource == resource)
+        with self._database.read() as connection:
+            rested = connection.execute(select(self._database.now() - last.scalar_subquery()))
+            seconds = rested.scalar_one()
+        return math.inf if seconds is None else max(float(seconds), 0.0)
 
     def now(self) -> float:
         """Seconds since 1970, of the one clock that all who use the lab share."""

@@ -16,6 +16,7 @@ from hardware_lab.database import Database, Role, iso
 from hardware_lab.database import tokens as _tokens
 
 PREFIX = "clab"
+TOKEN = re.compile(PREFIX + "_[0-9a-f]{8}_[A-Za-z0-9_-]{43,128}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -58,24 +59,40 @@ class Tokens:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, name: str, role: Role, expires_s: float | None = None) -> str:
+    def add(
+        self,
+        name: str,
+        role: Role,
+        expires_s: float | None = None,
+        *,
+        given: str | None = None,
+        replace: bool = False,
+    ) -> str:
         """Make a token.
 
         Args:
             expires_s: From now.
+            given: The token, from somebody who must know it before the lab does; else a new one.
+            replace: Whether one of this name goes.
 
         Returns:
             The token; nobody can read it again.
 
         Raises:
-            UserError: The name is taken or none.
+            UserError: The name is taken or none, or what is given is no token.
         """
         if not NAME.fullmatch(name):
             raise UserError(f"token name {name!r} must be of letters, digits, '.', '_' and '-'")
-        public, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
-        token = f"{PREFIX}_{public}_{secret}"
+        token = given or f"{PREFIX}_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}"
+        if not TOKEN.fullmatch(token):
+            raise UserError(
+                f"what is given for {name!r} is no token: {PREFIX}_, 8 hexadecimal digits, _ and "
+                "at least 43 letters and digits, drawn at random"
+            )
         now = self._database.now()
         with self._database.write() as connection:
+            if replace:
+                connection.execute(delete(_tokens).where(_tokens.c.name == name))
             if connection.execute(select(_tokens).where(_tokens.c.name == name)).first():
                 raise UserError(
                     f"token {name!r} is there already; remove it, or choose another name"
@@ -83,7 +100,7 @@ class Tokens:
             connection.execute(
                 insert(_tokens).values(
                     name=name,
-                    id=public,
+                    id=id_of(token),
                     role=role,
                     digest=_digest(token),
                     made=now,

@@ -17,7 +17,7 @@ S3_SECRET = "coralline-s3"
 clients reach its artifact store themselves."""
 
 LAB_SECRET = "coralline-lab"
-"""Secret with the key `url` of the lab's database."""
+"""Secret with the `url` of the lab's service and a `token` that may submit."""
 
 ACCELERATOR = "CORALLINE_ACCELERATOR"
 """Environment variable, read when a pipeline is compiled: RESOURCE or RESOURCE=COUNT, the device
@@ -79,8 +79,10 @@ def with_tracking(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def with_lab(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Give a step the lab's database: what it remembers must outlive the step's pod."""
-    return kubernetes.use_secret_as_env(task, LAB_SECRET, {"url": "CORALLINE_LAB"})
+    """Give a step the lab's address: what the lab remembers must outlive the step's pod."""
+    return kubernetes.use_secret_as_env(
+        task, LAB_SECRET, {"url": "CORALLINE_LAB", "token": "CORALLINE_LAB_TOKEN"}
+    )
 
 
 def near_boards(task: dsl.PipelineTask) -> dsl.PipelineTask:

@@ -29,9 +29,17 @@ STDOUT, STDERR, EXIT = 1, 2, 3
 PROGRAMS = {
     "getprop": """case "$1" in
 ro.product.manufacturer) echo Coralline;; ro.product.model) echo Emulator;;
-ro.build.version.release) echo 14;; ro.boot.qemu) echo 1;; *) echo;; esac""",
+ro.build.version.release) echo 14;; ro.boot.qemu) echo 1;; sys.boot_completed) echo 1;;
+*) echo;; esac""",
     "perfetto": f'exec {sys.executable} {Path(__file__).with_name("perfetto_program.py")} "$@"',
-    "dumpsys": 'printf "  level: 87\\n  temperature: 312\\n  status: 3\\n"',
+    "cat": """case "$1" in
+/proc/sys/kernel/random/boot_id) exec /bin/cat "$(dirname "$0")/boot_id";;
+*) exec /bin/cat "$@";; esac""",
+    "dumpsys": """case "$1" in
+battery) printf "  level: 87\\n  temperature: 312\\n  status: 3\\n";;
+thermalservice) echo "IsStatusOverride: false"
+echo "Thermal Status: $(cat "$(dirname "$0")/thermal_status")";;
+esac""",
 }
 
 
@@ -62,6 +70,9 @@ class AdbDevice:
         for name, text in PROGRAMS.items():
             (programs / name).write_text(f"#!/bin/sh\n{text}\n")
             (programs / name).chmod(0o755)
+        self._boots = programs / "boot_id"
+        self._boots.write_text("1")
+        (programs / "thermal_status").write_text("0")
         python = str(Path(sys.executable).parent)
         self.environment = {**os.environ, "PATH": f"{programs}:{python}:{os.environ['PATH']}"}
         self._links: set[_Link] = set()
@@ -86,6 +97,11 @@ class AdbDevice:
         for link in list(self._links):
             link.close()
         self._links.clear()
+
+    def restart(self) -> None:
+        """As `adb reboot` asks it to."""
+        self._boots.write_text(str(int(self._boots.read_text()) + 1))
+        self.vanish()
 
     def stop(self) -> None:
         with suppress(OSError):  # it has stopped already
@@ -181,6 +197,9 @@ class _Stream:
             elif service == "sync":
                 self._accept()
                 self._sync()
+            elif service == "reboot":
+                self._accept()
+                self._link.device.restart()
             self._link.send(b"CLSE", self._local, self._remote)
 
     def end(self) -> None:

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
 RANGE_UJ = 2_000_000
 
 
+@dataclass
+class Counters:
+    """A powercap tree of files.
+
+    Attributes:
+        folder: Where it is.
+        step_j: By how much all counters together have grown at once, at most: what they tell is
+            late by no more.
+    """
+
+    folder: Path
+    step_j: float = 0.0
+
+
 @contextmanager
-def rapl_tree(folder: Path, power_w: Callable[[], float], packages: int = 2) -> Iterator[Path]:
-    """A powercap tree of files as the kernel lays it out, whose packages share the power.
+def rapl_tree(folder: Path, power_w: float, packages: int = 2) -> Iterator[Counters]:
+    """A powercap tree as the kernel lays it out, whose packages share the power.
 
     Its counters grow every millisecond or so and begin again after RANGE_UJ.
     """
+    made = Counters(folder)
     zones = []
     for i in range(packages):
         for name, text in ((f"intel-rapl:{i}", f"package-{i}"), (f"intel-rapl:{i}:0", "core")):
@@ -33,7 +49,8 @@ def rapl_tree(folder: Path, power_w: Callable[[], float], packages: int = 2) -> 
         energy_uj, then = 0.9 * RANGE_UJ, time.monotonic()  # the first wrap comes soon
         while not over.wait(1e-3):
             now = time.monotonic()
-            energy_uj += 1e6 * power_w() * (now - then) / packages
+            energy_uj += 1e6 * power_w * (now - then) / packages
+            made.step_j = max(made.step_j, power_w * (now - then))
             then = now
             for zone in zones:
                 part = zone / "part"
@@ -43,7 +60,7 @@ def rapl_tree(folder: Path, power_w: Callable[[], float], packages: int = 2) -> 
     thread = Thread(target=count, daemon=True)
     thread.start()
     try:
-        yield folder
+        yield made
     finally:
         over.set()
         thread.join()

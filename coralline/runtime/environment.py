@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+SYSTEM = Path("/sys")
+"""Where the kernel tells what it knows."""
 _PACKAGES = ("coralline", "ai-edge-litert", "numpy")
 
 
@@ -22,8 +25,8 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "max_khz": _read("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"),
+        "governor": _read(f"{SYSTEM}/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "max_khz": _read(f"{SYSTEM}/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"),
         "memory_bytes": psutil.virtual_memory().total,
         "kernel": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
@@ -56,19 +59,43 @@ class Watch:
         }
 
 
+def hottest(millidegrees: str) -> float | None:
+    """The hottest of what thermal sensors of the kernel print, in degrees Celsius, or None.
+
+    Sensors that are off print numbers that no board survives.
+    """
+    values = [float(word) / 1e3 for word in re.findall(r"^-?\d+$", millidegrees, re.MULTILINE)]
+    return max((value for value in values if 0 < value < 150), default=None)
+
+
+def celsius() -> float | None:
+    """The hottest sensor of this machine; None where it has none."""
+    return hottest("\n".join(text for _, text in _sensors()))
+
+
 def _celsius() -> dict[str, float]:
-    """Temperatures by thermal zone; empty where there is no sensor."""
-    found = {}
-    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
-        text = _read(str(zone / "temp"))
-        if text:
-            found[zone.name] = int(text) / 1e3
-    return found
+    """Temperatures by sensor; empty where there is none."""
+    return {name: int(text) / 1e3 for name, text in _sensors()}
+
+
+def _sensors() -> list[tuple[str, str]]:
+    """Thermal zones, or without any what hwmon has: names, and thousandths of a degree."""
+    for pattern in ("thermal/thermal_zone*/temp", "hwmon/hwmon*/temp*_input"):
+        found = []
+        for path in sorted((SYSTEM / "class").glob(pattern)):
+            text = _read(str(path)) or ""
+            if re.fullmatch(r"-?\d+", text):
+                sensor = path.name.removesuffix("_input")
+                name = path.parent.name
+                found.append((name if sensor == "temp" else f"{name}/{sensor}", text))
+        if found:
+            return found
+    return []
 
 
 def _throttle_events() -> int:
     """How often cores were slowed for heat, where the kernel counts it (Intel)."""
-    counts = Path("/sys/devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count")
+    counts = (SYSTEM / "devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count")
     return sum(int(_read(str(path)) or 0) for path in counts)
 
 

@@ -123,7 +123,7 @@ class Measurement:
         """One measurement of several of the same plan on the same board, in their order.
 
         The first inference is the median of theirs; of what stands beside the samples, the last
-        part's is kept, and for what `marks` reads the mean or the sum.
+        part's is kept, and for what `marks` reads the mean, the sum or the worst.
 
         Args:
             parts: At least one.
@@ -146,6 +146,11 @@ class Measurement:
         ):
             if name in environment:
                 environment[name] = float(combine([part.environment[name] for part in parts]))
+        clocks = [
+            part.environment["cpu_clock"] for part in parts if part.environment.get("cpu_clock")
+        ]
+        if clocks:
+            environment["cpu_clock"] = min(clocks, key=statistics.clock_kept)
         for part in parts:
             if "meter_failure" in part.environment:
                 environment["meter_failure"] = part.environment["meter_failure"]
@@ -184,6 +189,10 @@ class Measurement:
             latency_reported_ms=_reported(parts),
         )
 
+    def beside(self, **facts: Any) -> Measurement:
+        """This, with facts added to its environment."""
+        return replace(self, environment={**self.environment, **facts})
+
     @property
     def fell_back(self) -> bool:
         """Whether another processor ran operators than the one asked for."""
@@ -192,9 +201,11 @@ class Measurement:
     @property
     def energy_source(self) -> str | None:
         """Where the energy comes from: `meter`, `model` (it is simulated), or None."""
-        if self.energy is not None:
+        if self.energy_mj_per_inference is None:
+            return None
+        if self.meter is not None:
             return "meter"
-        return None if self.energy_mj_per_inference is None else "model"
+        return "model" if self.simulated else None
 
     def latency_percentile_ms(self, percent: float) -> float:
         """A percentile of the latency with one inference in flight (linear interpolation)."""

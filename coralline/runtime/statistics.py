@@ -21,6 +21,11 @@ WINDOW_S = 60.0
 """What the beginning of a run and its end are, at most."""
 DRIFT = 0.05
 """An end slower than the beginning by this share is called so."""
+CLOCK_FALL = 0.1
+"""A clock that is lower at the end of a phase by this share has fallen."""
+FEWEST_LOOKS = 6
+"""At the clock, in a phase that is judged."""
+USB3_MBIT_S = 5000
 LOADED_CORES = 0.25
 """More cores busy with other processes than this, on average, and the board was loaded."""
 _DRAWS = 4000
@@ -162,7 +167,8 @@ def marks(
     Args:
         samples_ms, at_s: As in `drift`; either may be empty.
         environment: Of the measurement: `cores_busy_with_others`, `throttle_events`,
-            `lost_samples` and `meter_failure` are read where they are there.
+            `lost_samples`, `meter_failure`, `cooldown`, `cpu_clock` and `usb` are read where they
+            are there.
     """
     found = []
     busy = environment.get("cores_busy_with_others")
@@ -170,6 +176,21 @@ def marks(
         found.append(f"loaded: other processes kept {busy:.2f} cores busy")
     if environment.get("throttle_events"):
         found.append("throttled: the processor lowered its clock to stay cool or powered")
+    clock = environment.get("cpu_clock") or {}
+    for high, low in clock_falls(clock):
+        found.append(f"throttled: its clock fell from {high / 1e6:.2f} to {low / 1e6:.2f} GHz")
+    slow = [usb["mbit_s"] for usb in environment.get("usb", ()) if usb["mbit_s"] is not None]
+    if slow and min(slow) < USB3_MBIT_S:
+        found.append(
+            f"usb2: a Coral accelerator is linked at {min(slow):g} Mbit/s, not {USB3_MBIT_S}"
+        )
+    cooldown = environment.get("cooldown", {})
+    if cooldown.get("reason") == "gave up":
+        found.append(
+            f"warm: it began at {cooldown['celsius_after']:.0f} °C after "
+            f"{cooldown['waited_s']:.0f} s of cooling down; {cooldown['limit_celsius']:.0f} °C and "
+            "at rest were wanted"
+        )
     moved = drift(at_s, samples_ms)
     if moved is not None and moved.value > 1 + DRIFT and moved.low > 1:
         found.append(f"slower: its end took {moved.value:.2f} times as long as its beginning")
@@ -178,6 +199,32 @@ def marks(
     if environment.get("meter_failure"):
         found.append(f"no energy: {environment['meter_failure']}")
     return tuple(found)
+
+
+def clock_falls(clock: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Where a CPU's clock fell, as a board looked at it: from and to, in kHz, the worst first.
+
+    What it was allowed at most was lowered, or it was lower at the end of a phase than at its
+    beginning; phases are not compared, since more busy cores share less of a turbo.
+
+    Args:
+        clock: As `hardware_lab.boards.payload.Clocks.told`, or empty.
+    """
+    pairs = [
+        (phase["first_khz"], phase["last_khz"])
+        for phase in clock.get("phases", {}).values()
+        if phase["samples"] >= FEWEST_LOOKS
+        and phase["last_khz"] < (1 - CLOCK_FALL) * phase["first_khz"]
+    ]
+    if clock and clock["limit_least_khz"] < clock["limit_before_khz"]:
+        pairs.append((clock["limit_before_khz"], clock["limit_least_khz"]))
+    return sorted(pairs, key=lambda pair: pair[1] / pair[0])
+
+
+def clock_kept(clock: Mapping[str, Any]) -> float:
+    """Which share of its clock a CPU kept where it fell most; 1 when it did not fall."""
+    falls = clock_falls(clock)
+    return falls[0][1] / falls[0][0] if falls else 1.0
 
 
 def _ranks(n: int, percent: float, levels: NDArray[np.float64]) -> NDArray[np.int64]:

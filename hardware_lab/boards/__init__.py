@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
@@ -69,6 +69,48 @@ class Board(Protocol):
         Raises:
             UserError: The task cannot run on this board.
             DeviceError: The board failed.
+        """
+
+
+@runtime_checkable
+class Recoverable(Protocol):
+    """What a board may also have: ways to bring it back when it no longer answers."""
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether the inventory lets the lab restart it."""
+
+    def reconnect(self) -> None:
+        """Drop what this machine holds of a connection to it.
+
+        Raises:
+            DeviceError: It could not be dropped.
+        """
+
+    def boot_id(self) -> str:
+        """Another text each time it has started, once it can be used.
+
+        Raises:
+            DeviceError: It does not answer, or has not started yet.
+        """
+
+    def restart(self) -> None:
+        """Tell it to start anew; does not wait for that.
+
+        Raises:
+            DeviceError: It could not be told.
+        """
+
+
+@runtime_checkable
+class Thermal(Protocol):
+    """What a board may also have: sensors of its temperature."""
+
+    def celsius(self) -> float | None:
+        """The hottest of them now, in degrees Celsius; None where there is none.
+
+        Raises:
+            DeviceError: The board does not answer.
         """
 
 

@@ -205,6 +205,23 @@ class Adb:
                     raise DeviceError(f"{self._where}: cannot send {source} ({why})")
                 found += data
 
+    def reconnect(self) -> None:
+        """Have the server drop what it holds of the device, and connect anew."""
+        self._start_server()
+        if ":" in self._serial:
+            self._forget()
+            return
+        which = f"host-serial:{self._serial}" if self._serial else "host"
+        with self._called(CONNECT_S), self._client.make_connection(CONNECT_S) as server:
+            server.send_command(f"{which}:reconnect")
+            server.check_okay()
+
+    def restart(self) -> None:
+        """Restart the device; does not wait for that."""
+        with self._service("reboot:", CONNECT_S):
+            pass
+        self._forget()
+
     def _start_server(self) -> None:
         """Have adbutils start the server where none runs."""
         from adbutils.errors import AdbConnectionError, AdbError, AdbTimeout
@@ -235,7 +252,7 @@ class Adb:
             raise DeviceError(
                 f"{self._where}: no Android device {serial or 'is connected'}{why}; connect one "
                 "with USB debugging on, or name its address and port as `serial`",
-                retryable=":" in serial,
+                retryable=bool(serial),
             )
         told = next((text for name, text in STATES.items() if state.startswith(name)), None)
         raise DeviceError(

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from coralline.tflite.segments import SegmentSet
 from hardware_lab.boards import Task
 from hardware_lab.boards.adb import READ_UPTIME, Adb
 from hardware_lab.boards.clock import Relation
-from hardware_lab.boards.payload import BoardError, Check
+from hardware_lab.boards.payload import BoardError, Check, Clocks, whole
 from hardware_lab.boards.ssh import file_digest
 from hardware_lab.meters import Meter
 from hardware_lab.meters.metering import metered
@@ -65,12 +66,26 @@ _CONDITIONS = """
 echo "load=$(cut -d' ' -f1 /proc/loadavg)"
 for z in /sys/class/thermal/thermal_zone*; do
   t=$(cat $z/temp 2>/dev/null) && echo "celsius ${z##*/} $(cat $z/type)=$t"; done
-for c in /sys/devices/system/cpu/cpufreq/policy*; do
-  g=$(cat $c/scaling_governor 2>/dev/null) && echo "clock ${c##*/}=$g $(cat $c/scaling_max_freq)"
-done
 dumpsys battery 2>/dev/null | sed -n 's/^ *\\(level\\|temperature\\|status\\): /battery \\1=/p'
+dumpsys thermalservice 2>/dev/null | sed -n 's/^Thermal Status: /thermal_status=/p'
 true
 """
+_CPU = """
+for c in /sys/devices/system/cpu/cpufreq/policy*; do
+  g=$(cat $c/scaling_governor 2>/dev/null) && echo "${c##*/}=$(cat $c/related_cpus),$g,\
+$(cat $c/cpuinfo_min_freq),$(cat $c/cpuinfo_max_freq)"; done
+true
+"""
+_CLOCKS = """
+for c in /sys/devices/system/cpu/cpufreq/policy*; do
+  n=$(cat $c/scaling_cur_freq 2>/dev/null) && echo "$n=$(cat $c/scaling_max_freq)"; done
+true
+"""
+_BUSY = "head -n1 /proc/stat && sleep 1 && head -n1 /proc/stat"
+CLOCK_S = 5.0
+"""How often the phone's clocks are looked at during a run: each look is a process there."""
+
+_BOOT_ID = '[ "$(getprop sys.boot_completed)" = 1 ] && cat /proc/sys/kernel/random/boot_id'
 
 
 _STAMPED = 'printf "%s %s\\n" "$up" "$line"'
@@ -93,6 +108,7 @@ class Android:
         cpus: Cores to run on, as the mask that taskset takes (`f0`); empty for any.
         time_limit_s: A measurement, or sending one file, that takes longer is ended.
         folder: Where files are kept on the phone.
+        reboot: Whether the lab may restart the phone when it no longer works.
         meter: What measures its power, of models in one segment.
     """
 
@@ -107,6 +123,7 @@ class Android:
     cpus: str = ""
     time_limit_s: float = 3600.0
     folder: str = "/data/local/tmp/coralline"
+    reboot: bool = False
     meter: Meter | None = None
 
     kind = "android"
@@ -152,6 +169,37 @@ class Android:
         facts = self._facts(phone)
         return f"{_title(facts)}, {facts['cores']} cores, {serial} ready"
 
+    def celsius(self) -> float | None:
+        """The battery, which is as warm as the phone's body."""
+        phone = Adb(self.serial, self.name)
+        phone.open()
+        told = self._conditions(phone)["battery"].get("temperature")
+        return None if told is None else float(told) / 10  # BatteryManager.EXTRA_TEMPERATURE
+
+    @property
+    def may_restart(self) -> bool:
+        """As the inventory has it."""
+        return self.reboot
+
+    def reconnect(self) -> None:
+        """Have adb's server connect to it anew."""
+        Adb(self.serial, self.name).reconnect()
+
+    def boot_id(self) -> str:
+        """What the kernel drew when it started, once Android has started too."""
+        phone = Adb(self.serial, self.name)
+        phone.open()
+        ran = phone.shell(_BOOT_ID, time_limit_s=COMMAND_S)
+        if ran.code != 0:
+            raise DeviceError(f"{self.name}: has not started yet", retryable=True)
+        return ran.output.strip()
+
+    def restart(self) -> None:
+        """As `adb reboot` does."""
+        phone = Adb(self.serial, self.name)
+        phone.open()
+        phone.restart()
+
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
         """Send what the phone lacks, run each segment there, and fetch what the program says."""
         return metered(self.meter, task, lambda idle_s: self._measure(task, on_progress, idle_s))
@@ -170,16 +218,22 @@ class Android:
             self._clean(phone)
             try:
                 self._must(phone, f"mkdir -p {self.folder}/files {session.job}")
-                facts, before = self._facts(phone), self._conditions(phone)
                 self._keep(session, [*models, *references.files])
+                facts, before = self._facts(phone), self._conditions(phone)
+                cpu, busy = self._policies(phone), self._cores_busy(phone, int(facts["cores"]))
                 # Of several segments, which run one after the other, no window tells the energy.
                 marked_s = idle_s if len(models) == 1 else 0.0
                 clock = phone.clock() if marked_s else None
-                stages = []
-                for s, model in enumerate(models):
-                    stages.append(self._stage(session, task, model, references.of(s), marked_s))
-                    if on_progress is not None:
-                        on_progress(s + 1, len(models))
+                clocks = Clocks(partial(self._clocks, phone), CLOCK_S)
+                stages, phases = [], {}
+                try:
+                    for s, model in enumerate(models):
+                        stages.append(self._stage(session, task, model, references.of(s), marked_s))
+                        phases[f"segment {s}"] = stages[-1].pop("when")
+                        if on_progress is not None:
+                            on_progress(s + 1, len(models))
+                finally:
+                    clocks.end()
                 marked = [window for stage in stages for window in stage.pop("windows")]
                 windows = Relation(clock, phone.clock()).windows(marked) if clock else ()
                 after = self._conditions(phone)
@@ -217,6 +271,10 @@ class Android:
                 "emulated": emulated,
                 "before": before,
                 "after": after,
+                "cores_busy_with_others": busy,  # before the run: then none are its own
+                "cpufreq": cpu,
+                "cpu_clock": clocks.told(phases),
+                "throttle_events": int(after.get("thermal_status", 0) > 0),
                 "threads": self.threads,
                 "cpus": self.cpus or None,
                 "runtime": self.runtime,
@@ -257,10 +315,13 @@ class Android:
             pause = ["--num_runs=1", "--warmup_runs=1", f"--run_delay={idle_s:.3f}"]
             _, ((_, end_s, _), _) = self._run_stamped(session, model, pause)
             windows.append(("idle", end_s - idle_s, end_s, 0))
+        begun = time.perf_counter()
+        if idle_s:
             said, (_, alone) = self._run_stamped(session, model, timed)
             windows.append(("alone", *alone))
         else:
             said = self._run(session, model, timed)
+        ended = time.perf_counter()
         first, latency = parse_latency(said)
         found: dict[str, Any] = {
             "windows": windows,
@@ -269,6 +330,7 @@ class Android:
             "delegates": parse_delegates(said),
             "asked": parse_asked(said),
             "profile": [],
+            "when": (begun, ended),
             "largest_difference": None,
             "bit_equal": False,
         }
@@ -441,12 +503,17 @@ class Android:
         return dict(_pairs(self._must(phone, _FACTS)))
 
     def _conditions(self, phone: Adb) -> dict[str, Any]:
-        """Load, temperatures, clocks and battery now."""
-        found: dict[str, Any] = {"celsius": {}, "clock": {}, "battery": {}}
+        """Load, temperatures, battery, and how far the phone is slowed for heat, now.
+
+        `thermal_status` is that of PowerManager, from 0, for not at all, to 6.
+        """
+        found: dict[str, Any] = {"celsius": {}, "battery": {}}
         for key, value in _pairs(self._must(phone, _CONDITIONS)):
             group, _, name = key.partition(" ")
             if group == "load":
                 found["load_1min"] = float(value)
+            elif group == "thermal_status":
+                found["thermal_status"] = int(value)
             elif group == "celsius":
                 # Thousandths of a degree by the kernel's rule; some vendors give degrees.
                 degrees = float(value)
@@ -454,6 +521,36 @@ class Android:
             elif group in found:
                 found[group][name] = value
         return found
+
+    def _policies(self, phone: Adb) -> dict[str, Any]:
+        """As `hardware_lab.boards.payload.cpufreq_policies`."""
+        found = {}
+        for name, told in _pairs(self._must(phone, _CPU)):
+            cores, governor, least, most = told.split(",")
+            found[name] = {
+                "cores": cores.strip(),
+                "governor": governor or None,
+                "min_khz": whole(least),
+                "max_khz": whole(most),
+            }
+        return found
+
+    def _clocks(self, phone: Adb) -> list[tuple[int, int]]:
+        """As `hardware_lab.boards.payload.clocks_now`; nothing while the phone is silent."""
+        try:
+            return [(int(now), int(limit)) for now, limit in _pairs(self._must(phone, _CLOCKS))]
+        except DeviceError:  # the run itself will say so
+            return []
+
+    def _cores_busy(self, phone: Adb, cores: int) -> float | None:
+        """How many cores are busy now; None where the phone does not tell."""
+        ran = phone.shell(_BUSY, time_limit_s=COMMAND_S)
+        rows = [[float(word) for word in row.split()[1:9]] for row in ran.output.splitlines()]
+        if ran.code != 0 or len(rows) != 2 or any(len(row) < 5 for row in rows):
+            return None
+        spent = np.subtract(rows[1], rows[0])
+        idle = spent[3] + spent[4]
+        return cores * float((spent.sum() - idle) / max(spent.sum(), 1.0))
 
     def _keep(self, session: _Session, files: Sequence[Path]) -> None:
         """Send the program and the files that the phone has not, and check what arrived."""

@@ -19,9 +19,10 @@ from typing import Any
 
 from coralline.errors import DeviceError, UserError
 from coralline.runtime.child import Progress, converse
+from coralline.runtime.environment import hottest
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import open_segments
-from hardware_lab.boards import Task, here
+from hardware_lab.boards import Task, here, payload
 from hardware_lab.boards.ssh import (
     COMMAND_S,
     END_S,
@@ -82,6 +83,11 @@ class CoralLocal:
         command = [sys.executable, str(PAYLOAD), "probe", *self.selectors]
         found = self._converse(command, {}, time_limit_s=COMMAND_S)
         return f"{found['runtime']}, Edge TPU {', '.join(self.selectors)} open"
+
+    def celsius(self) -> float | None:
+        """The hottest PCIe accelerator, whose driver tells; USB accelerators have no sensor."""
+        sensors = Path(payload.SYSTEM, "class/apex").glob("apex_*/temp")
+        return hottest("".join(sensor.read_text(encoding="ascii") for sensor in sensors))
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
         """Run the compiled segments on the accelerators."""

@@ -10,6 +10,7 @@ from coralline.runtime.child import Progress
 from coralline.runtime.host import HostRequest, measure
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Task, here
+from hardware_lab.boards.payload import Clocks, cpufreq_policies
 from hardware_lab.meters import Meter
 from hardware_lab.meters.metering import metered
 
@@ -48,6 +49,10 @@ class Host:
         litert = machine["versions"]["ai-edge-litert"]
         return f"{machine['cpu']}, {machine['cores']} cores, LiteRT {litert}"
 
+    def celsius(self) -> float | None:
+        """Its hottest sensor."""
+        return environment.celsius()
+
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
         """Run the pipeline in a child process."""
 
@@ -71,4 +76,11 @@ class Host:
                 stop=task.stop,
             )
 
-        return metered(self.meter, task, run)
+        # Here and not in the child, which nothing may disturb.
+        clocks = Clocks()
+        try:
+            measured = metered(self.meter, task, run)
+        finally:
+            clocks.end()
+        phases = {window.name: (window.begin_s, window.end_s) for window in measured.windows}
+        return measured.beside(cpufreq=cpufreq_policies(), cpu_clock=clocks.told(phases))

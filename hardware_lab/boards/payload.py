@@ -40,6 +40,8 @@ from typing import Any
 QUEUE_DEPTH = 2
 SILENCE_S = 60.0
 """A lab that says nothing for so long is gone."""
+LOCK_S = SILENCE_S + 15.0
+"""Longest wait for a board: a run whose lab is gone has ended by then."""
 KEEP_S = 30 * 24 * 3600.0
 """Files that no job has used for so long are removed."""
 PROGRESS_S = 0.25
@@ -50,6 +52,12 @@ TOLERANCE = 0.05
 rounds otherwise; a wrong weight or a swapped tensor shows far above this."""
 INTEGER_STEPS = 2
 """An integer output may differ by so many steps however small its range is."""
+
+SYSTEM = "/sys"
+CLOCK_S = 0.5
+"""How often the CPU's clocks are looked at during a run."""
+CORAL_USB = {"1a6e:089a": "not used since it was plugged in", "18d1:9302": "ready"}
+"""A Coral USB Accelerator by vendor and product: it gets the second when its firmware is loaded."""
 
 EDGETPU_LIBRARY = "libedgetpu.so.1"
 EDGETPU_OPERATOR = "edgetpu-custom-op"
@@ -89,10 +97,8 @@ def supervise() -> None:
     files = os.path.dirname(os.path.abspath(__file__))
     root = os.path.dirname(files)
     lock = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BoardError("another lab works on this board now", retryable=True) from None
+    if not wait_for_lock(lock):
+        return
     jobs = os.path.join(root, "jobs")
     shutil.rmtree(jobs, ignore_errors=True)  # with the lock held, all of them are dead
     folder = os.path.join(jobs, request["job"])
@@ -101,9 +107,30 @@ def supervise() -> None:
         claim_files(files, request["files"])
         with open(os.path.join(folder, "request.json"), "w") as out:
             json.dump(request, out)
-        say(answer=run_worker(folder, lock))
+        # Here and not in the worker, which nothing may disturb.
+        clocks = Clocks()
+        answer = run_worker(folder, lock)
+        phases = {name: (begin, end) for name, begin, end, _ in answer["windows"]}
+        answer["cpu_clock"] = clocks.told(phases)
+        say(answer=answer)
     finally:
         shutil.rmtree(jobs, ignore_errors=True)
+
+
+def wait_for_lock(lock: int) -> bool:
+    """Lock the board; False when the lab is gone meanwhile."""
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise BoardError("another lab works on this board now", retryable=True) from None
+        if select.select([0], [], [], 0.25)[0]:
+            if not os.read(0, 4096):
+                return False
+            time.sleep(0.05)
 
 
 def claim_files(files: str, wanted: list[str]) -> None:
@@ -443,7 +470,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "partitions": [model.partitions() for model in models],
         "threads_per_stage": request["threads_per_stage"],
         "devices": request["devices"],
-        "board": board(),
+        "board": board(request["devices"]),
         "conditions": {"before": before, "after": conditions()},
         "cores_busy_with_others": others,
     }
@@ -567,50 +594,202 @@ class Pipeline:
 # ---------------------------------------------------------------- the board
 
 
-def board() -> dict[str, Any]:
-    """What must stand beside a number measured here; what the system does not tell is None."""
+def board(devices: list[str]) -> dict[str, Any]:
+    """What must stand beside a number measured here; what the system does not tell is None.
+
+    `usb` is there when one of the Edge TPUs may be on USB.
+    """
     names = [line for line in read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
     model = read("/proc/device-tree/model").rstrip("\0")
     _, _, runtime, versions = load_runtime()
-    cpufreq = "/sys/devices/system/cpu/cpu0/cpufreq/"
+    if devices:
+        versions["libedgetpu"] = edgetpu_version()
+    cpufreq = SYSTEM + "/devices/system/cpu/cpu0/cpufreq/"
+    usb = {"usb": coral_usb()} if any(not d.startswith("pci") for d in devices) else {}
     return {
         "cpu": model or (names[0].partition(":")[2].strip() if names else platform.machine()),
         "cores": len(os.sched_getaffinity(0)),
         "governor": read(cpufreq + "scaling_governor").strip() or None,
         "max_khz": read(cpufreq + "cpuinfo_max_freq").strip() or None,
+        "cpufreq": cpufreq_policies(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.system() + " " + platform.release(),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "runtime": runtime,
         "versions": versions,
+        **usb,
     }
+
+
+def edgetpu_version() -> Any:
+    """What libedgetpu says of itself (tflite/public/edgetpu_c.h), or None."""
+    import ctypes
+
+    try:
+        tell = ctypes.CDLL(EDGETPU_LIBRARY).edgetpu_version
+    except (OSError, AttributeError):
+        return None
+    tell.restype = ctypes.c_char_p
+    return tell().decode("utf-8", "replace")
+
+
+def coral_usb() -> list[dict[str, Any]]:
+    """The Coral USB accelerators, with the speed of their links in Mbit/s."""
+    base = SYSTEM + "/bus/usb/devices"
+    found = []
+    for port in sorted(os.listdir(base)) if os.path.isdir(base) else ():
+        folder = os.path.join(base, port)
+        vendor, product, speed = (
+            read(os.path.join(folder, name)).strip() for name in ("idVendor", "idProduct", "speed")
+        )
+        state = CORAL_USB.get(vendor + ":" + product)
+        if state is not None:
+            found.append({"port": port, "state": state, "mbit_s": float(speed) if speed else None})
+    return found
+
+
+def cpufreq_policies() -> dict[str, Any]:
+    """Governor and range of each group of cores that shares a clock; empty where none is told."""
+    found = {}
+    base = SYSTEM + "/devices/system/cpu/cpufreq"
+    for name in sorted(os.listdir(base)) if os.path.isdir(base) else ():
+        folder = os.path.join(base, name)
+        if name.startswith("policy"):
+            found[name] = {
+                "cores": read(os.path.join(folder, "related_cpus")).strip(),
+                "governor": read(os.path.join(folder, "scaling_governor")).strip() or None,
+                "min_khz": whole(read(os.path.join(folder, "cpuinfo_min_freq"))),
+                "max_khz": whole(read(os.path.join(folder, "cpuinfo_max_freq"))),
+            }
+    return found
+
+
+def whole(text: str) -> Any:
+    """A whole number, or None."""
+    return int(text) if text.strip().isdigit() else None
+
+
+def clocks_now() -> list[Any]:
+    """Clock and highest clock allowed, in kHz, of each group of cores that tells both.
+
+    A kernel that must cool a processor lowers what it allows (drivers/thermal/cpufreq_cooling.c).
+    """
+    base = SYSTEM + "/devices/system/cpu/cpufreq"
+    found = []
+    for name in sorted(os.listdir(base)) if os.path.isdir(base) else ():
+        now, limit = (
+            whole(read(os.path.join(base, name, file)))
+            for file in ("scaling_cur_freq", "scaling_max_freq")
+        )
+        if now and limit:
+            found.append((now, limit))
+    return found
+
+
+class Clocks:
+    """Looks at the CPU's clocks from its making until they are told.
+
+    Where none are told, nothing is looked at.
+    """
+
+    def __init__(self, look: Any = clocks_now, every_s: float = CLOCK_S) -> None:
+        self.look, self.every_s = look, every_s
+        self.seen: list[Any] = []  # time, kHz of the fastest group, limits of all
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.sample()
+        if self.seen:
+            self.thread.start()
+
+    def sample(self) -> None:
+        """One look."""
+        found = self.look()
+        if found:
+            limits = [limit for _, limit in found]
+            self.seen.append((time.perf_counter(), max(now for now, _ in found), limits))
+
+    def work(self) -> None:
+        """The thread."""
+        while not self.over.wait(self.every_s):
+            self.sample()
+
+    def end(self) -> None:
+        """Look no more."""
+        self.over.set()
+        if self.seen:
+            self.thread.join()
+
+    def told(self, phases: Any) -> Any:
+        """What was seen, in kHz; None where nothing was.
+
+        `before_khz`; `limit_before_khz` and `limit_least_khz` of the group of cores whose highest
+        allowed clock was lowered most; for each phase, given by its two times, `first_khz` and
+        `last_khz` (medians of its first and last third), `least_khz` and `samples`.
+        """
+        self.end()
+        if not self.seen:
+            return None
+        _, before, limits = self.seen[0]
+        first, least = min(
+            (
+                (limit, min(seen[2][g] for seen in self.seen if len(seen[2]) > g))
+                for g, limit in enumerate(limits)
+            ),
+            key=lambda pair: pair[1] / pair[0],
+        )
+        told: dict[str, Any] = {
+            "before_khz": before,
+            "limit_before_khz": first,
+            "limit_least_khz": least,
+            "phases": {},
+        }
+        for name, (begin, end) in phases.items():
+            during = [clock for at, clock, _ in self.seen if begin <= at <= end]
+            third = max(len(during) // 3, 1)
+            if during:
+                told["phases"][name] = {
+                    "first_khz": sorted(during[:third])[third // 2],
+                    "last_khz": sorted(during[-third:])[third // 2],
+                    "least_khz": min(during),
+                    "samples": len(during),
+                }
+        return told
 
 
 def conditions() -> dict[str, Any]:
-    """Load, temperatures and throttling now.
-
-    Degrees Celsius by zone, empty where there is no sensor; `throttle_events` counts up.
-    """
-    zones = {}
-    base = "/sys/class/thermal"
-    for zone in sorted(os.listdir(base)) if os.path.isdir(base) else ():
-        text = read(os.path.join(base, zone, "temp")).strip()
-        if zone.startswith("thermal_zone") and text:
-            zones[zone] = int(text) / 1e3
+    """Load, temperatures and throttling now; `throttle_events` counts up."""
     return {
         "load_1min": os.getloadavg()[0],
-        "celsius": zones,
+        "celsius": temperatures(),
         "throttle_events": throttle_events(),
     }
+
+
+def temperatures() -> dict[str, float]:
+    """Degrees Celsius by sensor, empty where there is none: thermal zones and PCIe accelerators,
+    or where there are none of these what hwmon has."""
+    found: dict[str, float] = {}
+    for kind in ("thermal", "apex", "hwmon"):
+        base = os.path.join(SYSTEM, "class", kind)
+        if kind == "hwmon" and found:
+            break
+        for name in sorted(os.listdir(base)) if os.path.isdir(base) else ():
+            for file in sorted(os.listdir(os.path.join(base, name))):
+                is_sensor = file == "temp" or (file.startswith("temp") and file.endswith("_input"))
+                text = read(os.path.join(base, name, file)).strip() if is_sensor else ""
+                if text.lstrip("-").isdigit():
+                    key = name if file == "temp" else name + "/" + file[: -len("_input")]
+                    found[key] = int(text) / 1e3
+    return found
 
 
 def throttle_events() -> int:
     """How often cores of an Intel CPU were slowed for heat; on a Raspberry Pi, how many of the
     firmware's four reasons to slow down (bits 16 to 19) have occurred since it started."""
-    cores = "/sys/devices/system/cpu/cpu%d/thermal_throttle/core_throttle_count"
+    cores = SYSTEM + "/devices/system/cpu/cpu%d/thermal_throttle/core_throttle_count"
     count = sum(int(read(cores % i) or 0) for i in range(os.cpu_count() or 1))
-    firmware = read("/sys/devices/platform/soc/soc:firmware/get_throttled").strip()
+    firmware = read(SYSTEM + "/devices/platform/soc/soc:firmware/get_throttled").strip()
     return count + bin(int(firmware, 16) >> 16 & 15).count("1") if firmware else count
 
 
@@ -638,9 +817,9 @@ def read(path: str) -> str:
 
 def probe(devices: list[str]) -> None:
     """What the board is; fails when it lacks what a measurement needs."""
-    found = board()
     for device in devices:
         load_edgetpu(load_runtime()[1], device)
+    found = board(devices)
     say(answer=found)
     sys.stdout.flush()
     os._exit(0)

@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 
 from coralline.errors import DeviceError, UserError
 from coralline.runtime.child import Progress, Stop, converse, never
+from coralline.runtime.environment import hottest
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import PipelineRun, open_segments
 from coralline.runtime.power import Window
@@ -31,6 +31,7 @@ from coralline.runtime.references import write_references
 from coralline.tflite.segments import SegmentSet
 from hardware_lab.boards import Board, Task
 from hardware_lab.boards.clock import Reading, Relation
+from hardware_lab.commands import Ended, run_program
 from hardware_lab.meters import Meter
 from hardware_lab.meters.metering import metered
 
@@ -47,6 +48,11 @@ HEARTBEAT_S = 5.0
 END_S = 10.0
 """How long the payload may take to kill its worker and clean up."""
 
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+_SENSORS = (
+    "cat /sys/class/thermal/thermal_zone*/temp /sys/class/hwmon/hwmon*/temp*_input "
+    "/sys/class/apex/apex_*/temp 2>/dev/null; true"
+)
 _CONNECTION_FAILED = 255  # exit code of ssh itself
 _OPTIONS = (
     "BatchMode=yes",
@@ -65,6 +71,10 @@ _OPTIONS = (
 )
 
 
+class _TooLongError(DeviceError):
+    """The payload was not finished in time."""
+
+
 @dataclass(frozen=True)
 class Ssh:
     """A Linux board with Python 3.7 or newer, numpy and a TFLite runtime.
@@ -81,6 +91,7 @@ class Ssh:
         threads_per_stage: CPU threads of each pipeline stage.
         time_limit_s: A measurement, or sending one file, that takes longer is ended.
         folder: Where files are kept on the board; relative to the user's home there.
+        reboot: Command that restarts the board, as `sudo -n reboot`; empty when the lab must not.
         meter: What measures its power.
     """
 
@@ -95,6 +106,7 @@ class Ssh:
     threads_per_stage: int = 1
     time_limit_s: float = 3600.0
     folder: str = ".cache/coralline"
+    reboot: str = ""
     meter: Meter | None = None
 
     kind = "ssh"
@@ -127,7 +139,10 @@ class Ssh:
         payload = self._keep({file_digest(PAYLOAD): PAYLOAD}, self._kept(), time_limit_s=COMMAND_S)
         devices = ":0" if self.delegate == "edgetpu" else ""
         command = f"{self._python(payload)} probe {devices}"
-        found = self._converse(command, {}, time_limit_s=COMMAND_S)
+        try:
+            found = self._converse(command, {}, time_limit_s=COMMAND_S)
+        except _TooLongError as error:  # so short a task must end in time: the board hangs
+            raise DeviceError(f"{error}", retryable=True) from None
         runtime = f"{found['runtime']} {found['versions'][found['runtime']] or ''}".strip()
         tpu = ", Edge TPU opens" if self.delegate == "edgetpu" else ""
         return f"{found['cpu']}, {found['cores']} cores, {runtime}{tpu}"
@@ -141,7 +156,11 @@ class Ssh:
             references, models = references_and_models(segments, Path(folder), compiled=edgetpu)
             files = {file_digest(path): path for path in (PAYLOAD, references, *models)}
             self._keep(
-                files, self._kept(), time_limit_s=self.time_limit_s, keep_open=task.keep_open
+                files,
+                self._kept(),
+                time_limit_s=self.time_limit_s,
+                keep_open=task.keep_open,
+                stop=task.stop,
             )
             request = make_request(
                 task,
@@ -165,6 +184,28 @@ class Ssh:
 
         return metered(self.meter, task, run)
 
+    def celsius(self) -> float | None:
+        """The hottest sensor that the board's kernel has."""
+        return hottest(self._run(_SENSORS, "read sensors", time_limit_s=COMMAND_S))
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether the inventory has a command for it."""
+        return bool(self.reboot)
+
+    def reconnect(self) -> None:
+        """Every call opens a connection of its own: there is none to drop."""
+
+    def boot_id(self) -> str:
+        """What the kernel drew when it started."""
+        return self._run(BOOT_ID, "read the boot id", time_limit_s=COMMAND_S).strip()
+
+    def restart(self) -> None:
+        """Run the command that restarts it."""
+        code = self._call(self.reboot, time_limit_s=COMMAND_S).code
+        if code not in (0, _CONNECTION_FAILED):  # it may be gone before it has answered
+            raise DeviceError(f"{self._where}: `{self.reboot}` ended with exit code {code}")
+
     def _kept(self) -> set[str]:
         """Digests of the files that the board has."""
         files = shlex.quote(f"{self.folder}/files")
@@ -178,6 +219,7 @@ class Ssh:
         *,
         time_limit_s: float,
         keep_open: tuple[int, ...] = (),
+        stop: Stop = never,
     ) -> str:
         """Send the files that the board has not; the digest of the first one."""
         for digest, path in files.items():
@@ -191,49 +233,49 @@ class Ssh:
                 f"&& mv {part} {shlex.quote(target)} || {{ rm -f {part}; exit 1; }}"
             )
             self._run(
-                command, f"keep {path.name}", path, time_limit_s=time_limit_s, keep_open=keep_open
+                command,
+                f"keep {path.name}",
+                path,
+                time_limit_s=time_limit_s,
+                keep_open=keep_open,
+                stop=stop,
             )
         return next(iter(files))
 
     def _python(self, payload: str) -> str:
         return f"exec {shlex.quote(self.python)} {shlex.quote(f'{self.folder}/files/{payload}')}"
 
-    def _run(
+    def _run(self, command: str, purpose: str, stdin: Path | None = None, **limits: Any) -> str:
+        """What a short shell command on the board prints; `limits` are those of `_call`."""
+        ended = self._call(command, stdin, **limits)
+        if ended.code == _CONNECTION_FAILED:
+            self._connection_failed(ended.errors)
+        if ended.code != 0:
+            raise DeviceError(
+                f"{self._where}: cannot {purpose} in {self.folder} ({ended.last_words}); make room "
+                "there or name another `folder` in the inventory"
+            )
+        return ended.output
+
+    def _call(
         self,
         command: str,
-        purpose: str,
         stdin: Path | None = None,
         *,
         time_limit_s: float,
         keep_open: tuple[int, ...] = (),
-    ) -> str:
-        """What a short shell command on the board prints."""
+        stop: Stop = never,
+    ) -> Ended:
         with open(stdin or os.devnull, "rb") as data:
-            try:
-                done = subprocess.run(
-                    self._ssh(command),
-                    stdin=data,
-                    capture_output=True,
-                    text=True,
-                    errors="replace",
-                    env=_environment(),
-                    timeout=time_limit_s,
-                    pass_fds=keep_open,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                raise DeviceError(
-                    f"{self._where}: no answer in {time_limit_s:g} s", retryable=True
-                ) from None
-        if done.returncode == _CONNECTION_FAILED:
-            self._connection_failed(done.stderr)
-        if done.returncode != 0:
-            why = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]
-            raise DeviceError(
-                f"{self._where}: cannot {purpose} in {self.folder} ({''.join(why)}); make room "
-                "there or name another `folder` in the inventory"
+            return run_program(
+                self._ssh(command),
+                self._where,
+                time_limit_s=time_limit_s,
+                stop=stop,
+                stdin=data,
+                environment=_environment(),
+                keep_open=keep_open,
             )
-        return done.stdout
 
     def _converse(
         self,
@@ -258,7 +300,7 @@ class Ssh:
             grace_s=END_S,
         )
         if said.timed_out and "answer" not in said.last:
-            raise DeviceError(
+            raise _TooLongError(
                 f"{self._where}: not finished after {time_limit_s:g} s, the time limit; it is ended"
             )
         if said.has_answer:
@@ -415,6 +457,7 @@ def make_measurement(
             "throttle_events": conditions["after"]["throttle_events"]
             - conditions["before"]["throttle_events"],
             "cores_busy_with_others": answer["cores_busy_with_others"],
+            "cpu_clock": answer["cpu_clock"],
             "threads_per_stage": answer["threads_per_stage"],
             "devices": answer["devices"],
             "partitions": answer["partitions"],

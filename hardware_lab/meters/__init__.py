@@ -71,9 +71,22 @@ def meter_kinds() -> Mapping[str, type[Meter]]:
     """The kinds that an inventory may name."""
     from hardware_lab.meters.battery import Battery
     from hardware_lab.meters.ina import Ina219, Ina226
+    from hardware_lab.meters.joulescope import Joulescope
+    from hardware_lab.meters.monsoon import Monsoon
     from hardware_lab.meters.ppk2 import Ppk2
     from hardware_lab.meters.rails import Rails
     from hardware_lab.meters.rapl import Rapl
     from hardware_lab.meters.replay import Replay
 
-    return {kind.kind: kind for kind in (Battery, Ina219, Ina226, Ppk2, Rails, Rapl, Replay)}
+    kinds: tuple[type[Meter], ...] = (
+        Battery,
+        Ina219,
+        Ina226,
+        Joulescope,
+        Monsoon,
+        Ppk2,
+        Rails,
+        Rapl,
+        Replay,
+    )
+    return {kind.kind: kind for kind in kinds}

@@ -32,7 +32,7 @@ def metered(meter: Meter | None, task: Task, run: Callable[[float], Measurement]
     """
     if meter is None:
         return run(0.0)
-    recording = Recording(meter, task.keep_open)
+    recording = Recording(meter, task.keep_open, task.stop)
     try:
         try:
             device = recording.identify()

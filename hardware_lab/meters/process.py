@@ -18,9 +18,11 @@ from dataclasses import fields
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
+from time import monotonic
 from typing import Any
 
 from coralline.errors import CorallineError, DeviceError
+from coralline.runtime.child import STOP_S, Stop, never
 from coralline.runtime.power import Trace, read_trace, write_trace
 from hardware_lab.meters import Meter, meter_kinds
 
@@ -33,10 +35,11 @@ class Recording:
 
     Args:
         keep_open: File descriptors that the process holds too.
+        stop: Ends the waiting for it.
     """
 
-    def __init__(self, meter: Meter, keep_open: tuple[int, ...] = ()) -> None:
-        self._meter = meter
+    def __init__(self, meter: Meter, keep_open: tuple[int, ...] = (), stop: Stop = never) -> None:
+        self._meter, self._stop = meter, stop
         self._folder = tempfile.TemporaryDirectory()
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__],
@@ -102,12 +105,17 @@ class Recording:
         with suppress(BrokenPipeError):  # it has ended; what it said last tells why
             self._child.stdin.write(json.dumps(request) + "\n")
             self._child.stdin.flush()
-        try:
-            answer = self._said.get(timeout=START_S)
-        except Empty:
-            raise DeviceError(
-                f"meter {self._meter.name!r}: no answer in {START_S:g} s; it is ended"
-            ) from None
+        deadline = monotonic() + START_S
+        while True:
+            with suppress(Empty):
+                answer = self._said.get(timeout=STOP_S)
+                break
+            if self._stop():
+                raise DeviceError("stopped: nobody waits for it any more", retryable=True)
+            if monotonic() > deadline:
+                raise DeviceError(
+                    f"meter {self._meter.name!r}: no answer in {START_S:g} s; it is ended"
+                )
         if "error" in answer:
             raise DeviceError(answer["error"])
         return answer

@@ -122,29 +122,10 @@ class PerfettoRails:
 
     def data(self) -> Trace:
         """Energy of the rails together, and of each."""
-        wanted = {name.strip() for name in self._meter.rails.split(",") if name.strip()}
-        found = read_rails(self._data)
-        if not found:
-            raise DeviceError(
-                f"{self._where}: the phone reports no power rails; few do (Pixel 6 and later)"
-            )
-        if wanted - found.keys():
-            raise DeviceError(
-                f"{self._where}: the phone has no rail {sorted(wanted - found.keys())[0]!r}; it "
-                f"has {', '.join(sorted(found))}"
-            )
-        rails = {name: found[name] for name in sorted(wanted or found)}
-        times = np.unique(np.concatenate([t_s for t_s, _ in rails.values()]))
-        first = max(t_s[0] for t_s, _ in rails.values())
-        last = min(t_s[-1] for t_s, _ in rails.values())
-        times = times[(times >= first) & (times <= last)]
-        each = {name: np.interp(times, t_s, joules) for name, (t_s, joules) in rails.items()}
-        return Trace(
-            self._relation.lab_s(times),
-            energy_j=np.sum(list(each.values()), axis=0),
-            channels={f"{name}_j": joules for name, joules in each.items()},
-            bound_s=self._relation.bound_s,
-        )
+        try:
+            return energy_of(self._data, self._meter.rails, self._relation)
+        except DeviceError as error:
+            raise DeviceError(f"{self._where}: {error}") from None
 
     def _must(self, command: str, why: str, time_limit_s: float = COMMAND_S) -> str:
         ran = self._phone.shell(command, time_limit_s=time_limit_s)
@@ -152,6 +133,39 @@ class PerfettoRails:
             said = f" ({ran.output.strip().splitlines()[-1]})" if ran.output.strip() else ""
             raise DeviceError(f"{self._where}: the phone {why}{said}")
         return ran.output
+
+
+def energy_of(data: bytes, rails: str, relation: Relation) -> Trace:
+    """The rails of a Perfetto trace, on the clock of the lab's host.
+
+    Args:
+        rails: As `Rails` has it.
+        relation: Of the phone's clock to the lab's.
+
+    Raises:
+        DeviceError: The bytes are no trace, or have no such rails.
+    """
+    wanted = {name.strip() for name in rails.split(",") if name.strip()}
+    found = read_rails(data)
+    if not found:
+        raise DeviceError("the phone reports no power rails; few do (Pixel 6 and later)")
+    if wanted - found.keys():
+        raise DeviceError(
+            f"the phone has no rail {sorted(wanted - found.keys())[0]!r}; it has "
+            f"{', '.join(sorted(found))}"
+        )
+    chosen = {name: found[name] for name in sorted(wanted or found)}
+    times = np.unique(np.concatenate([t_s for t_s, _ in chosen.values()]))
+    first = max(t_s[0] for t_s, _ in chosen.values())
+    last = min(t_s[-1] for t_s, _ in chosen.values())
+    times = times[(times >= first) & (times <= last)]
+    each = {name: np.interp(times, t_s, joules) for name, (t_s, joules) in chosen.items()}
+    return Trace(
+        relation.lab_s(times),
+        energy_j=np.sum(list(each.values()), axis=0),
+        channels={f"{name}_j": joules for name, joules in each.items()},
+        bound_s=relation.bound_s,
+    )
 
 
 def read_rails(data: bytes) -> dict[str, tuple[Any, Any]]:

@@ -32,7 +32,9 @@ class Rapl(Meter):
 
     Attributes:
         folder: Where the zones are.
-        hz: How often to read them; at once a minute at least, or a wrap could be missed.
+        hz: How often to read them. Once a minute is the least: a busy processor's counter begins
+            again after some minutes, and two beginnings between two readings would be taken for
+            one.
     """
 
     at: str = "package"

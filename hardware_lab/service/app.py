@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from coralline import __version__
 from coralline.errors import CorallineError, DeviceError
 from hardware_lab.artifacts import MissingError
+from hardware_lab.database import FullError
 from hardware_lab.service import bodies, files, reading, running, writing
 from hardware_lab.service.gate import ANYONE, Gate, router_for
 from hardware_lab.service.observing import Metrics, Observed
@@ -61,7 +62,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         lifespan=lifespan,
         responses={
             code: {"model": bodies.Error}
-            for code in (400, 401, 403, 404, 408, 409, 413, 422, 429, 503)
+            for code in (400, 401, 403, 404, 408, 409, 413, 422, 429, 503, 507)
         },
     )
     app.state.store = store
@@ -110,6 +111,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(CorallineError, _refused)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _broken)
     return app
 
 
@@ -128,6 +130,8 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
 
 
 def _refused(request: Request, error: CorallineError) -> JSONResponse:
+    if isinstance(error, FullError):
+        return _answer(request, 507, str(error), "device", True, {"Retry-After": "10"})
     if isinstance(error, MissingError):
         return _answer(request, 404, str(error), "user", False, {})
     if not isinstance(error, DeviceError):
@@ -135,6 +139,12 @@ def _refused(request: Request, error: CorallineError) -> JSONResponse:
     if error.retryable:
         return _answer(request, 503, str(error), "device", True, {"Retry-After": str(RETRY_S)})
     return _answer(request, 409, str(error), "device", False, {})
+
+
+def _broken(request: Request, error: Exception) -> JSONResponse:
+    """What nobody has thought of; the log says more."""
+    said = f"the service failed ({type(error).__name__}); its log says more"
+    return _answer(request, 500, said, "device", False, {})
 
 
 def _answer(

@@ -112,9 +112,10 @@ class HealthDocument(BaseModel):
 
 
 class HealthLine(BaseModel):
-    """A state that a board was in."""
+    """A state that a board was in, or a step that was taken to bring it back."""
 
     state: HealthState
+    step: str | None = Field(examples=["power-cycle"])
     cause: str
     at: str
 
@@ -343,6 +344,22 @@ class Check(Body):
 
     passed: bool
     says: Long
+
+
+class Step(Body):
+    """A step to bring a board back that does not answer."""
+
+    step: Text = Field(examples=["power-cycle"])
+    cause: Long
+    most_a_day: int = Field(ge=0, description="How often it may begin in 24 hours.")
+
+
+class MayBegin(BaseModel):
+    may_begin: bool
+
+
+class Rest(BaseModel):
+    seconds: float | None = Field(description="None when no job has ended there.")
 
 
 StateFilter = Annotated[State, Field(examples=["done"])]

@@ -3,6 +3,7 @@ the locks are those of this machine, for they guard what stands beside it."""
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from coralline.files import make_folder
 from coralline.home import home_folder
 from coralline.runtime.measurement import Measurement
 from hardware_lab.announcements import Announced, BoardFacts
-from hardware_lab.artifacts import CHUNK_BYTES, Files, Model, reading, ref_of
+from hardware_lab.artifacts import CHUNK_BYTES, PREFIX, Files, Model, hex_of, reading, ref_of
 from hardware_lab.artifacts.bundle import packed
 from hardware_lab.compare import SCHEMA as COMPARISON
 from hardware_lab.compare import Comparison
@@ -233,6 +234,11 @@ class RemoteLab:
         """As `Store.expire`."""
         return bool(self._http.ask("POST", "/expiries", body=asdict(lease))["ended"])
 
+    def rested_s(self, resource: str) -> float:
+        """As `Store.rested_s`."""
+        seconds = self._http.ask("GET", _path("resources", resource, "rest"))["seconds"]
+        return math.inf if seconds is None else float(seconds)
+
     def finish(
         self, job: Job, result: Measurement | Comparison, files: Files | None = None
     ) -> None:
@@ -289,18 +295,18 @@ class RemoteArtifacts:
 
     def open(self, ref: str, start: int = 0) -> AbstractContextManager[BinaryIO]:
         """As `Artifacts.open`."""
-        return self._http.stream(_path("artifacts", ref), start)
+        return self._http.stream(_artifact(ref), start)
 
     def size(self, ref: str) -> int | None:
         """As `Artifacts.size`."""
-        return self._http.size(_path("artifacts", ref))
+        return self._http.size(_artifact(ref))
 
     def _send(self, stream: BinaryIO) -> str:
         start = stream.tell()
         ref = ref_of(stream)
         size_bytes = stream.tell() - start
         stream.seek(start)
-        self._http.send(_path("artifacts", ref), stream, size_bytes)
+        self._http.send(_artifact(ref), stream, size_bytes)
         return ref
 
 
@@ -329,6 +335,16 @@ class _Health:
         body = {"cause": cause[:MOST_WORDS]}
         self._http.ask("POST", _path("health", board, "distrust"), body=body)
 
+    def begin_step(self, board: str, step: str, cause: str, most_a_day: int) -> bool:
+        body = {"step": step, "cause": cause[:MOST_WORDS], "most_a_day": most_a_day}
+        # As a strike, it would count twice.
+        path = _path("health", board, "steps")
+        return bool(self._http.ask("POST", path, body=body, again=False)["may_begin"])
+
+    def note(self, board: str, what: str) -> None:
+        body = {"cause": what[:MOST_WORDS]}
+        self._http.ask("POST", _path("health", board, "notes"), body=body, again=False)
+
     def set(self, board: str, state: str, why: str) -> None:
         self._http.ask("PUT", _path("health", board), body={"state": state, "why": why})
 
@@ -353,6 +369,10 @@ class _Boards:
 
 def _path(*parts: str) -> str:
     return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _artifact(ref: str) -> str:
+    return f"/artifacts/{PREFIX}{hex_of(ref)}"
 
 
 def _attempt(job: Job, what: str) -> str:

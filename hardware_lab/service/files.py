@@ -109,7 +109,7 @@ def get(ref: Ref, request: Request) -> Response:
     size = artifacts.size(ref)
     if size is None:
         raise MissingError(f"{ref} is not in the lab's artifacts")
-    start, end = _range(request.headers.get("range"), size)
+    start, end = byte_range(request.headers.get("range"), size)
     headers = {
         "Accept-Ranges": "bytes",
         "Content-Length": str(end - start),
@@ -134,7 +134,7 @@ def get(ref: Ref, request: Request) -> Response:
     return StreamingResponse(chunks(), status, headers, kind)
 
 
-def _range(asked: str | None, size: int) -> tuple[int, int]:
+def byte_range(asked: str | None, size: int) -> tuple[int, int]:
     """The first byte that is wanted, and the one after the last.
 
     What is no single range of bytes is passed over, as RFC 9110 (section 14.2) allows.

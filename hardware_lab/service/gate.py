@@ -24,7 +24,7 @@ RUNNERS: frozenset[Role] = frozenset({"run", "admin"})
 ADMINS: frozenset[Role] = frozenset({"admin"})
 
 COOKIE = "coralline_token"
-"""Where a browser, which cannot be told to send a bearer token, keeps it; read for pages only."""
+"""Where a browser, which cannot be told to send a bearer token, keeps it; good for pages only."""
 HERE = ("localhost", "127.0.0.1", "::1")
 MOST_BYTES = 1 << 20
 """Of a request, unless its route takes more."""
@@ -136,11 +136,7 @@ class Gate:
 def presented(request: Request) -> str:
     """The token that a request brings; empty for none."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return given.strip()
-    # What a browser sends by itself must not be able to change anything.
-    is_page = request.method in ("GET", "HEAD") and not request.url.path.startswith("/api/")
-    return request.cookies.get(COOKIE, "") if is_page else ""
+    return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def _address(request: Request) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Annotated, Any
@@ -114,10 +115,11 @@ def _finish(request: Request, job_id: str, attempt: int, body: bytes) -> None:
     try:
         kept = bodies.Result.model_validate_json(body)
         files = None if kept.files is None else Files.from_json(kept.files)
-        store.finish(job, read_result(kept.result), files)
-    except (ValueError, ArithmeticError, LookupError, TypeError) as error:
+        result = read_result(kept.result)
+    except ValueError as error:
         said = " ".join(str(error).split())[:500]
         raise HTTPException(422, f"the result of job {job_id} is not one: {said}") from None
+    store.finish(job, result, files)
     _count(request, job_id)
 
 
@@ -172,6 +174,28 @@ def distrust(board: str, said: bodies.Cause, request: Request) -> Response:
     """Have a board that failed a job checked before the next."""
     store_of(request).health.distrust(board, said.cause)
     return Response(status_code=204)
+
+
+@router.post("/health/{board}/steps", response_model=bodies.MayBegin)
+def begin_step(board: str, said: bodies.Step, request: Request) -> JSONResponse:
+    """Note that a step to recover a board begins, unless it has begun too often."""
+    health = store_of(request).health
+    may_begin = health.begin_step(board, said.step, said.cause, said.most_a_day)
+    return JSONResponse({"may_begin": may_begin})
+
+
+@router.post("/health/{board}/notes", status_code=204)
+def note(board: str, said: bodies.Cause, request: Request) -> Response:
+    """Say what came of such a step."""
+    store_of(request).health.note(board, said.cause)
+    return Response(status_code=204)
+
+
+@router.get("/resources/{resource}/rest", response_model=bodies.Rest)
+def rest(resource: str, request: Request) -> JSONResponse:
+    """How long ago the last job ended that worked on a resource."""
+    seconds = store_of(request).rested_s(resource)
+    return JSONResponse({"seconds": seconds if math.isfinite(seconds) else None})
 
 
 def _of_attempt(store: Store, job_id: str, attempt: int) -> Job:

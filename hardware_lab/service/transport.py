@@ -16,7 +16,7 @@ import httpx
 
 from coralline import __version__
 from coralline.errors import CorallineError, DeviceError, UserError, read_text
-from hardware_lab.artifacts import CHUNK_BYTES
+from hardware_lab.artifacts import CHUNK_BYTES, MissingError
 
 TOKEN, TOKEN_FILE, CA = "CORALLINE_LAB_TOKEN", "CORALLINE_LAB_TOKEN_FILE", "CORALLINE_LAB_CA"
 TRIES = 5
@@ -112,7 +112,7 @@ class Http:
 
     @contextmanager
     def stream(self, path: str, start: int) -> Iterator[BinaryIO]:
-        """Read what is there from the byte `start`."""
+        """Read the artifact there from the byte `start`."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         with self._speaking(), self._client.stream("GET", path, headers=headers) as response:
             if response.status_code == 416:  # all of it is known
@@ -120,7 +120,8 @@ class Http:
                 return
             if response.status_code >= 400:
                 response.read()
-                raise self._error(response)
+                error = self._error(response)
+                raise MissingError(str(error)) if response.status_code == 404 else error
             yield io.BufferedReader(_Incoming(response, self), CHUNK_BYTES)
 
     def _try(

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
 from coralline.tflite.split import split_model
 from hardware_lab.boards import Task, android
+from hardware_lab.boards.adb import Adb
 from hardware_lab.boards.android import Android
 from hardware_lab.boards.ssh import file_digest
 from hardware_lab.inventory import Demand, Inventory
@@ -124,6 +126,46 @@ def test_a_measurement(board: Android) -> None:
     }
     assert Measurement.from_json(json.loads(json.dumps(found.to_json()))) == found
     assert is_clean(board)
+
+
+@needs_adb
+def test_a_phone_that_is_slowed_for_heat_is_marked(board: Android, phone: AdbDevice) -> None:
+    cool = board.measure(task(repetitions=3))
+    assert cool.environment["before"]["thermal_status"] == 0
+    assert cool.environment["cores_busy_with_others"] >= 0
+    assert not any(mark.startswith("throttled") for mark in cool.marks)
+    (phone.folder / "programs" / "thermal_status").write_text("2")
+    warm = board.measure(task(repetitions=3))
+    assert any(mark.startswith("throttled") for mark in warm.marks)
+
+
+@needs_adb
+def test_clocks_of_a_phone(board: Android, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's kernel may tell none: the phone's shell is given a folder that does."""
+    folder = Path(board.folder).parent / "cpufreq"
+    for name, clock in (("policy0", 1_800_000), ("policy4", 600_000)):
+        (folder / name).mkdir(parents=True)
+        for file, text in {
+            "related_cpus": "0 1 2 3",
+            "scaling_governor": "walt",
+            "cpuinfo_min_freq": "300000",
+            "cpuinfo_max_freq": "2400000",
+            "scaling_cur_freq": clock,
+            "scaling_max_freq": "2400000",
+        }.items():
+            (folder / name / file).write_text(f"{text}\n")
+    for script in ("_CPU", "_CLOCKS"):
+        told = getattr(android, script).replace("/sys/devices/system/cpu/cpufreq", str(folder))
+        monkeypatch.setattr(android, script, told)
+    found = board.measure(task(repetitions=3)).environment
+    assert found["cpu_clock"]["before_khz"] == 1_800_000
+    assert found["cpu_clock"]["limit_least_khz"] == 2_400_000
+    assert found["cpufreq"]["policy4"] == {
+        "cores": "0 1 2 3",
+        "governor": "walt",
+        "min_khz": 300_000,
+        "max_khz": 2_400_000,
+    }
 
 
 @needs_adb
@@ -369,6 +411,58 @@ def test_a_damaged_file_is_sent_again(board: Android) -> None:
         board.measure(task(repetitions=3))
     assert caught.value.retryable
     assert board.measure(task(repetitions=3)).outputs_equal
+
+
+# ------------------------------------------------------------------ bringing it back
+
+
+@needs_adb
+def test_the_phone_is_restarted(board: Android) -> None:
+    before = board.boot_id()
+    assert board.boot_id() == before
+    board.restart()
+    # adb's server may still hold the connection that has ended.
+    wait_for(lambda: answers(board.boot_id))
+    assert board.boot_id() != before
+    assert board.measure(task(repetitions=3)).outputs_equal
+
+
+@needs_adb
+def test_reconnecting(board: Android, phone: AdbDevice) -> None:
+    board.check()
+    board.reconnect()
+    assert "ready" in board.check()
+    # As for a phone on USB, whose serial is no address: adb's server is told to.
+    Adb("", "phone").reconnect()
+    wait_for(lambda: answers(board.check))
+
+
+@needs_adb
+def test_a_phone_that_was_unplugged_is_worth_trying_again(phone: AdbDevice, board: Android) -> None:
+    with pytest.raises(DeviceError, match="no Android device R5CT30ABCDE") as caught:
+        replace(board, serial="R5CT30ABCDE").check()
+    assert caught.value.retryable
+
+
+@needs_adb
+def test_how_warm_it_is(board: Android) -> None:
+    assert board.celsius() == 31.2
+
+
+def answers(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except DeviceError as error:
+        assert error.retryable
+        return False
+    return True
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
 
 
 # ------------------------------------------------------------------ what is missing

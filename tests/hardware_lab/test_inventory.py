@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from coralline.errors import UserError
+from hardware_lab.boards.android import Android
 from hardware_lab.boards.edgetpu_sim import SimulatedEdgeTpu
 from hardware_lab.boards.host import Host
+from hardware_lab.boards.ssh import Ssh
+from hardware_lab.cooldown import DEFAULTS, Cooldown
 from hardware_lab.inventory import Demand, load_inventory, parse_needs
+from hardware_lab.power import CommandSwitch, Uhubctl
 
 HEAD = "schema: coralline.inventory/v1\n"
 
@@ -31,6 +35,29 @@ def test_options_reach_the_board(tmp_path: Path) -> None:
     boards = load_inventory(path).boards
     assert boards["fast"] == Host("fast", threads_per_stage=2, time_limit_s=60.0)
     assert boards["sim"] == SimulatedEdgeTpu("sim", device="edgetpu-pcie")
+
+
+def test_what_stands_beside_a_board(tmp_path: Path) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text(
+        HEAD + "boards:\n"
+        "  pi:\n    kind: ssh\n    host: pi\n    reboot: sudo -n reboot\n"
+        "    power: {kind: uhubctl, location: 1-1, port: 2}\n"
+        "    cooldown: {celsius: 50, ambient_celsius: 22.5}\n"
+        "  phone: {kind: android, binary: b, reboot: true, power: {kind: command, on: a, off: b}}\n"
+        "  host: {kind: host}\n"
+        "  sim: {kind: edgetpu-sim, device: edgetpu-usb}\n"
+    )
+    found = load_inventory(path)
+    assert found.power == {"pi": Uhubctl("1-1", 2), "phone": CommandSwitch(on="a", off="b")}
+    assert found.cooldown == {
+        "pi": Cooldown(celsius=50.0, ambient_celsius=22.5),
+        "phone": DEFAULTS["android"],
+        "host": DEFAULTS["host"],
+    }
+    pi, phone = found.boards["pi"], found.boards["phone"]
+    assert isinstance(pi, Ssh) and pi.reboot == "sudo -n reboot" and pi.may_restart
+    assert isinstance(phone, Android) and phone.may_restart
 
 
 @pytest.mark.parametrize(
@@ -78,6 +105,44 @@ def test_options_reach_the_board(tmp_path: Path) -> None:
         ),
         (HEAD + "boards:\n  a:\n    kind: host\n    tags:\n      tpu: 0\n", 6, "above 0"),
         (HEAD + "boards:\n  a:\n    kind: host\n    tags:\n      Edge TPU: 1\n", 6, "'Edge TPU'"),
+        (HEAD + "boards:\n  a:\n    kind: host\n    power: off\n", 5, "power must be a mapping"),
+        (HEAD + "boards:\n  a:\n    kind: host\n    power:\n      kind: hub\n", 6, "'hub'"),
+        (
+            HEAD + "boards:\n  a:\n    kind: host\n    power:\n      kind: ykush\n      port: 9\n",
+            6,
+            "board 'a': power: port is 9; it must be from 1 to 3",
+        ),
+        (
+            HEAD + "boards:\n  a:\n    kind: host\n    power: {kind: ykush}\n",
+            5,
+            "board 'a': power lacks 'port'",
+        ),
+        (
+            HEAD + "boards:\n  a:\n    kind: host\n    cooldown:\n      celsius: warm\n",
+            6,
+            "cooldown: celsius is 'warm'; it must be a number",
+        ),
+        (
+            HEAD + "boards:\n  a:\n    kind: host\n    cooldown:\n      seconds: 3\n",
+            6,
+            "option 'seconds' is not known; choose celsius, max_s, pause_s, ambient_celsius",
+        ),
+        (
+            HEAD + "boards:\n  a:\n    kind: host\n    cooldown: {max_s: 9999}\n",
+            5,
+            "must be from 0 to 3600",
+        ),
+        (
+            HEAD + "boards:\n  a:\n    kind: edgetpu-sim\n    device: edgetpu-usb\n"
+            "    cooldown: {}\n",
+            6,
+            "a board of kind 'edgetpu-sim' does not get warm",
+        ),
+        (
+            HEAD + "boards:\n  a:\n    kind: android\n    binary: b\n    reboot: often\n",
+            6,
+            "reboot is 'often'; it must be true or false",
+        ),
         (HEAD + "boards:\n  a: {kind: edgetpu-sim}\n", 3, "lacks 'device'"),
         (HEAD + "boards:\n  a: {kind: edgetpu-sim, device: tpu9}\n", 3, "'tpu9' is not known"),
         (HEAD + "boards:\n  a: {kind: edgetpu-sim, device: host-cpu}\n", 3, "not marked simulated"),

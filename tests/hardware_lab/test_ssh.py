@@ -32,8 +32,10 @@ from coralline.runtime.measurement import Measurement
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
 from coralline.tflite.split import split_model
+from hardware_lab import checks
 from hardware_lab.boards import Task, payload, ssh
 from hardware_lab.boards.ssh import PAYLOAD, Ssh
+from hardware_lab.checks import check
 from hardware_lab.inventory import Demand, Inventory, load_inventory
 from hardware_lab.meters.replay import Replay
 from hardware_lab.runner import run_jobs
@@ -97,9 +99,13 @@ class Server:
             )
             + "\n"
         )
-        log = open(self.folder / "sshd.log", "wb")  # noqa: SIM115
-        with log:
-            self.process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stderr=log)
+        self.launch()
+
+    def launch(self) -> None:
+        """Again, as it was set up."""
+        command = [str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd_config")]
+        with open(self.folder / "sshd.log", "ab") as log:
+            self.process = subprocess.Popen(command, stderr=log)
         wait_for(self._answers)
 
     def _answers(self) -> bool:
@@ -547,14 +553,109 @@ def test_a_silent_lab_is_taken_for_gone(
 
 
 @needs_sshd
-def test_another_lab_has_the_board(board: Ssh, segments: Path) -> None:
+def test_another_lab_has_the_board(
+    board: Ssh, segments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for, and not for ever; a run whose lab is gone ends by itself."""
     Path(board.folder).mkdir()
+    with open(Path(board.folder) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found: list[Measurement] = []
+        waiting = Thread(target=lambda: found.append(board.measure(task(segments, 5))))
+        waiting.start()
+        wait_for(lambda: len(remote(board)) == 1)
+        time.sleep(0.5)
+        assert waiting.is_alive()
+        begun = time.monotonic()
+        with pytest.raises(DeviceError, match="stopped"):  # it is left while it is waited for
+            board.measure(replace(task(segments, 5), stop=lambda: time.monotonic() > begun + 3))
+        wait_for(lambda: len(remote(board)) == 1)
+    waiting.join(60)
+    assert found[0].outputs_equal
+    impatient = tmp_path / "payload.py"
+    impatient.write_text(PAYLOAD.read_text().replace("LOCK_S = SILENCE_S + 15.0", "LOCK_S = 0.5"))
+    monkeypatch.setattr(ssh, "PAYLOAD", impatient)
     with open(Path(board.folder) / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DeviceError, match="another lab works on this board") as caught:
             board.measure(task(segments, 5))
     assert caught.value.retryable
-    assert board.measure(task(segments, 5)).outputs_equal
+
+
+@needs_sshd
+def test_sending_ends_when_nobody_waits(board: Ssh, tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    os.mkfifo(endless)
+    writer = os.open(endless, os.O_RDWR)
+    begun = time.monotonic()
+    try:
+        with pytest.raises(DeviceError, match="stopped: nobody waits") as caught:
+            board._keep(
+                {"ab": endless},
+                board._kept(),
+                time_limit_s=600,
+                stop=lambda: time.monotonic() > begun + 1,
+            )
+    finally:
+        os.close(writer)
+    assert caught.value.retryable and time.monotonic() - begun < 30
+    wait_for(lambda: is_clean(board))  # the board has noticed
+
+
+# ------------------------------------------------------------------ bringing it back
+
+
+@needs_sshd
+def test_a_board_is_restarted(
+    own_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runtime says that it hangs; after the restart, with another boot id, it does not."""
+    own_server.start()
+    hung, boot_id, told = (tmp_path / name for name in ("hung", "boot_id", "told"))
+    hung.touch()
+    boot_id.write_text("one")
+    python = tmp_path / "python3"
+    answer = '{"device_error": "hangs", "retryable": true}'
+    python.write_text(
+        f"#!/bin/sh\nif [ -e {hung} ]; then echo '{answer}'; exit; fi\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(ssh, "BOOT_ID", f"cat {boot_id}")
+    monkeypatch.setattr(checks, "RECONNECT_S", 0.0)
+    monkeypatch.setattr(checks, "LOOK_S", 0.1)
+
+    def machine() -> None:
+        wait_for(told.exists, 120)
+        own_server.kill()
+        hung.unlink()
+        boot_id.write_text("two")
+        own_server.launch()
+
+    thread = Thread(target=machine, daemon=True)
+    thread.start()
+    board = board_on(
+        own_server, tmp_path, python=str(python), reboot=f"touch {told}; exec sleep 600"
+    )
+    store = Store(tmp_path / "lab")
+    assert "cores" in check(store, board, None, lambda: False)
+    thread.join(30)
+    *said, helped, good = (line["cause"] for line in store.health.log("pi"))
+    hangs = f"pi (127.0.0.1:{own_server.port}): hangs"
+    assert said == [
+        f"reconnect, since: {hangs}",
+        f"reconnect did not help: {hangs}",
+        f"restart, since: {hangs}",
+    ]
+    assert helped.startswith("restart helped after") and "cores" in good
+
+
+@needs_sshd
+def test_a_restart_that_is_refused(board: Ssh) -> None:
+    with pytest.raises(DeviceError, match="`exit 3` ended with exit code 3"):
+        replace(board, reboot="exit 3").restart()
+    assert board.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    board.celsius()  # whatever this machine has
 
 
 # ------------------------------------------------------------------ wrong things

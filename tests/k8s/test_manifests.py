@@ -60,18 +60,19 @@ def test_every_rule_has_a_manifest_that_breaks_it() -> None:
 @pytest.mark.parametrize("overlay", ["local", "lab"])
 def test_only_those_speak_who_must(overlay: str) -> None:
     manifests = _rendered(overlay)
-    ports = {"postgres": "postgres", "mlflow": "http", "prune": "http", "runner": "http"}
+    ports = {"postgres": "postgres"}
     name = "app.kubernetes.io/name"
     speak = {
         (source.labels[name], target.labels[name])
         for source in manifests.pods
         for target in manifests.pods
-        if may_speak(manifests, source, target, ports[target.labels[name]])
+        if may_speak(manifests, source, target, ports.get(target.labels[name], "http"))
     }
     assert speak == {
         ("mlflow", "postgres"),
         ("prune", "postgres"),
-        ("runner", "postgres"),
+        ("lab", "postgres"),
+        ("runner", "lab"),
         ("prune", "mlflow"),
     }
 
@@ -89,6 +90,7 @@ def test_mlflow_answers_to_the_names_of_its_service(overlay: str) -> None:
 def test_kubeflow_is_told_what_the_pipelines_ask_for() -> None:
     secrets = documented_secrets((K8S / "README.md").read_text())
     assert secrets["kubeflow", cluster.MLFLOW_SECRET] == {"uri"}
+    assert secrets["kubeflow", cluster.LAB_SECRET] == {"url", "token"}
 
 
 def test_inventories_are_good() -> None:

@@ -73,7 +73,10 @@ def test_a_night_needs_the_lab_that_remembers_the_others() -> None:
     [secret] = kubernetes["exec-measure-night"]["secretAsEnv"]
     assert secret["secretName"] == cluster.LAB_SECRET
     assert not secret.get("optional")
-    assert secret["keyToEnv"] == [{"envVar": "CORALLINE_LAB", "secretKey": "url"}]
+    assert secret["keyToEnv"] == [
+        {"envVar": "CORALLINE_LAB", "secretKey": "url"},
+        {"envVar": "CORALLINE_LAB_TOKEN", "secretKey": "token"},
+    ]
 
 
 def test_the_measuring_step_goes_where_the_environment_says(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from ppk2_kit import Kit
 from coralline.errors import DeviceError, UserError
 from coralline.runtime.energy import mean_power
 from coralline.runtime.power import Trace
+from hardware_lab.meters import ppk2
 from hardware_lab.meters.ppk2 import Ppk2
 from hardware_lab.meters.process import Recording
 
@@ -64,16 +65,17 @@ def test_lost_samples_and_ranges(make: Make) -> None:
     assert b"\x11\x02" in kit.commands and b"\x0c\x01" in kit.commands  # source, switched on
 
 
-def test_kits_that_do_not_work(make: Make) -> None:
-    for kit, message in (
-        (make(lambda t: 0.1, is_kit=False), "gives no calibration; it is no PPK2"),
-        (make(lambda t: 0.1, mute=True), "the kit sends no samples"),
+def test_kits_that_do_not_work(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ppk2, "FIRST_S", 0.3)
+    for port, message in (
+        (make(lambda t: 0.1, is_kit=False).port, "gives no calibration; it is no PPK2"),
+        (make(lambda t: 0.1, mute=True).port, "the kit sends no samples"),
+        ("", "no PPK2 is connected; name one as `port`"),
+        ("/dev/ttyNONE", "add the lab's user to the group dialout"),
     ):
+        instrument = Ppk2(name="kit", at="dc-in", volts=3.3, port=port).open()
         with pytest.raises(DeviceError, match=f"meter 'kit': .*{message}"):
-            record(Ppk2(name="kit", at="dc-in", volts=3.3, port=kit.port), 0.0)
-    with pytest.raises(DeviceError, match="no PPK2 is connected; name one as `port`"):
-        record(Ppk2(name="kit", at="dc-in", volts=3.3), 0.0)
-    with pytest.raises(DeviceError, match="add the lab's user to the group dialout"):
-        record(Ppk2(name="kit", at="dc-in", volts=3.3, port="/dev/ttyNONE"), 0.0)
+            instrument.reset()
+            instrument.start()
     with pytest.raises(UserError, match=r"volts must be from 0\.8 to 5"):
         Ppk2(name="kit", at="dc-in", volts=12.0)

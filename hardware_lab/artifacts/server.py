@@ -48,8 +48,8 @@ class Server:
     """Keeps what it is given in a folder, over any number of starts.
 
     Args:
-        folder: Made when absent.
-        port: Of the proxy, on `host`; 0 for one that is free, kept from start to start.
+        folder: Made when absent; from then on for this user alone.
+        port: Of the proxy, on `host`; 0 for one that is free.
         host: Where clients reach it.
 
     Attributes:
@@ -75,8 +75,8 @@ class Server:
                 "secret": secrets.token_hex(20),
                 "hash": secrets.token_hex(),
             }
+            self._folder.chmod(0o700)
             write_text(keys, json.dumps(made))
-            keys.chmod(0o600)
         found = json.loads(keys.read_text())
         self.access_key, self.secret_key = found["access"], found["secret"]
         self._hash = found["hash"]
@@ -98,8 +98,11 @@ class Server:
         """Start it, and return when it answers.
 
         Raises:
-            DeviceError: It does not; its log says why.
+            UserError: Another program has its port.
+            DeviceError: It does not answer; its log says why.
         """
+        if _answers(self._host, self.port):
+            raise UserError(f"port {self.port} of {self._host} is taken; give another")
         ports = {name: _free_port("127.0.0.1") for name in _BEHIND}
         self._configure(ports)
         for name, module in (*_BEHIND.items(), ("proxy", "proxy")):

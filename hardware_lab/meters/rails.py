@@ -107,6 +107,7 @@ class PerfettoRails:
     def stop(self) -> None:
         """Have the counters read once more, end Perfetto and fetch its trace."""
         time.sleep(2e-3 * self._meter.poll_ms)
+        self._phone.open()  # adb's server may be another one by now
         self._relation = Relation(self._before, self._phone.clock())
         # It writes the file when it ends; a tenth of a second a try.
         tries = int(10 * COMMAND_S)

@@ -80,6 +80,8 @@ def serve(
     from hardware_lab.service.server import serve as serve_app
     from hardware_lab.store import Store, default_lab
 
+    if tls_key is not None and tls_cert is None:
+        raise UserError("--tls-key is of no use without --tls-cert")
     log_to_stderr()
     log = logging.getLogger("hardware_lab.service")
     store = Store(where or default_lab(), artifacts, connections=THREADS)

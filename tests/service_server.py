@@ -18,6 +18,8 @@ from hardware_lab.service.app import Settings, create_app
 from hardware_lab.service.server import configured
 from hardware_lab.store import Store
 
+CORALLINE = (sys.executable, "-c", "from coralline.cli.main import main; main()")
+
 
 @contextmanager
 def serving(store: Store, settings: Settings | None = None) -> Iterator[str]:
@@ -60,8 +62,7 @@ class ServiceProcess:
 
     def start(self) -> None:
         """Begin, or begin again on the same port."""
-        script = "from coralline.cli.main import main; main()"
-        command = [sys.executable, "-c", script, "lab", "serve", "--lab", str(self._lab)]
+        command = [*CORALLINE, "lab", "serve", "--lab", str(self._lab)]
         with open(self.log, "ab") as log:
             seen = log.tell()
             self.process = subprocess.Popen(

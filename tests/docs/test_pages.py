@@ -114,6 +114,8 @@ def test_the_examples_of_files_are_read_and_have_all_fields(tmp_path: Path) -> N
     seen = set()
     for page, text in blocks("json", "yaml"):
         data: dict[str, Any] = yaml.safe_load(text)
+        if page == "README.md" and "schema" not in data:
+            continue
         schema, keys = data["schema"], data.keys()
         seen.add(schema)
         if schema == inventory.SCHEMA:
@@ -134,7 +136,10 @@ def test_the_examples_of_files_are_read_and_have_all_fields(tmp_path: Path) -> N
     assert seen == {*EXAMPLES, inventory.SCHEMA, segments.SCHEMA, store.SCHEMA}
 
 
-def test_the_python_of_the_pages_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_of_the_pages_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(problem, "_PLANNERS", dict(problem._PLANNERS))
     ran = 0
     for page, text in blocks("python"):
         code = compile(text, page, "exec")

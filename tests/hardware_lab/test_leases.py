@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 from scripted_board import ScriptedBoard, notes, scripted_lab
+from waiting import wait_for
 
 from benchmarks.postgresql_server import PostgresqlServer
 from hardware_lab import database
@@ -99,13 +100,6 @@ def runner(
 
 def submit(store: Lab, demand: Demand) -> Job:
     return store.submit(INT8, demand, repetitions=1, warmup=0)
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    limit = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.02)
 
 
 def all_is_well(store: Lab, folder: Path, jobs: list[Job]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from threading import Thread
@@ -14,6 +13,7 @@ import pytest
 from cutting_proxy import CuttingProxy
 from scripted_board import measurement, notes, scripted_lab
 from service_server import serving
+from waiting import wait_for
 
 from coralline.errors import DeviceError, UserError
 from hardware_lab import database
@@ -82,13 +82,6 @@ class Lossy:
 @pytest.fixture
 def lossy(proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch) -> Lossy:
     return Lossy(proxy, monkeypatch)
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    limit = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.02)
 
 
 def submit(lab: Lab, **options: Any) -> Any:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from service_server import ServiceProcess, serving
+from waiting import wait_for
 
 from coralline.errors import DeviceError, UserError
 from hardware_lab.artifacts import Artifacts, MissingError, ref_of
@@ -190,13 +190,6 @@ def test_what_is_larger_than_memory_may_be(tmp_path: Path) -> None:
         status = Path(f"/proc/{process.pid}/status").read_text()
         peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
         assert peak - before < 32 << 20
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
-    limit = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.02)
 
 
 def test_a_name_that_is_none(artifacts: Artifacts) -> None:

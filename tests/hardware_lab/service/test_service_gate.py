@@ -51,6 +51,10 @@ WHO = {
     ("POST", "/api/v1/jobs/{job_id}/attempts/{attempt}/return"): RUNNERS,
     ("POST", "/api/v1/health/{board}/checks"): RUNNERS,
     ("POST", "/api/v1/health/{board}/distrust"): RUNNERS,
+    ("POST", "/api/v1/health/{board}/steps"): RUNNERS,
+    ("POST", "/api/v1/health/{board}/notes"): RUNNERS,
+    ("GET", "/api/v1/resources/{resource}/rest"): RUNNERS,
+    ("PUT", "/api/v1/jobs/{job_id}/attempts/{attempt}/files"): RUNNERS,
 }
 """Every route of the service's programs; one that is added must be added here."""
 
@@ -99,7 +103,7 @@ def test_every_role_at_every_route(url: str, tokens: dict[Role, str]) -> None:
     with httpx.Client(base_url=url) as client:
         for (method, path), roles in WHO.items():
             at = path.replace("{ref}", REF).replace("{attempt}", "1")
-            at = at.replace("{job_id}", "none").replace("{board}", "b0")
+            at = at.replace("{job_id}", "none").replace("{board}", "b0").replace("{resource}", "x")
             for role, token in tokens.items():
                 answer = client.request(method, at, headers=bearer(token))
                 assert (answer.status_code == 403) == (role not in roles), (method, path, role)

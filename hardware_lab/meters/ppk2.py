@@ -83,7 +83,7 @@ class Ppk2Stream:
             ) from None
         port = self._meter.port or self._only(PPK2_API.list_devices())
         try:
-            self._kit: Any = PPK2_API(port, timeout=1, write_timeout=1)
+            self._kit: Any = PPK2_API(port, timeout=1, write_timeout=1, exclusive=True)
         except SerialException as error:
             raise DeviceError(
                 f"{self._where}: {port} cannot be opened ({error}); connect the kit, and add the "

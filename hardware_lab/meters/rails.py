@@ -96,6 +96,7 @@ class PerfettoRails:
             f"rm -f {shlex.quote(self._file)}; echo {shlex.quote(config)} | "
             f"perfetto --txt -c - -o {shlex.quote(self._file)} --background-wait",
             "cannot record power rails",
+            time_limit_s=2 * COMMAND_S,
         )
         found = re.findall(r"^\d+$", said.strip(), re.MULTILINE)
         if not found:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 86400.0
 """Jobs of a pipeline that was killed are given up after it."""
-POLL_S = 1.0
-"""How often to look whether other runners have ended theirs."""
 
 
 def dispatch(
@@ -38,20 +34,27 @@ def dispatch(
 
     Args:
         splits: Folders that `split_model` wrote.
-        inventory: Path of the lab's inventory; empty for the one in the package.
+        inventory: Path of the lab's inventory; empty for the one in the package. The boards of a
+            service are those of its runners.
 
     Raises:
         UserError: No such board.
         DeviceError: A job failed; what the others measured is kept in the lab.
     """
-    from hardware_lab.inventory import Demand, load_inventory
+    from hardware_lab.inventory import Demand, check_demand, load_inventory
     from hardware_lab.lab import open_lab
+    from hardware_lab.waiting import boards_of_others
 
     available = load_inventory(Path(inventory) if inventory else None)
-    for board in boards:
-        available.board(board).check()
-    make_folder(out)
     store = open_lab()
+    if store.served:
+        offered = boards_of_others(store, unfit=True)
+        for board in boards:
+            check_demand(offered, Demand(board))
+    else:
+        for board in boards:
+            available.board(board).check()
+    make_folder(out)
     group = f"dispatch-{uuid4().hex[:8]}"
     jobs = {
         store.submit(
@@ -90,64 +93,30 @@ def run_group(
 ) -> None:
     """Run the jobs of a group, and wait for those that the boards of other runners make.
 
-    Those that wait for a board in vain are cancelled with the reason.
+    A service's jobs are its runners' alone. Those that wait for a board in vain are cancelled with
+    the reason.
 
     Args:
         total: How many they are.
     """
     from hardware_lab.runner import run_jobs
+    from hardware_lab.waiting import wait_for, why_waiting
 
     ended: set[str] = set()
 
-    def end(job_id: str) -> None:
-        if job_id not in ended:
-            ended.add(job_id)
+    def end(job: Job) -> None:
+        if job.id not in ended:
+            ended.add(job.id)
             on_progress("measuring", len(ended), total)
 
     def advance(job: Job, done: int, of: int) -> None:
         if done == of:
-            end(job.id)
+            end(job)
 
     try:
-        run_jobs(lab, inventory, group, advance)
-        while True:
-            jobs = lab.jobs(group=group)
-            left = [job for job in jobs if job.state in ("queued", "running")]
-            for job in jobs:
-                if job not in left:
-                    end(job.id)
-            seen = _seen_elsewhere(lab)
-            if not any(job.demand.board in seen for job in left):
-                break
-            time.sleep(POLL_S)
-        for job in left:
-            lab.cancel([job.id], reason=_why_waiting(lab, inventory, job))
+        if not lab.served:
+            run_jobs(lab, inventory, group, advance)
+        for job in wait_for(lab, group, on_end=end):
+            lab.cancel([job.id], reason=why_waiting(lab, job))
     finally:
         lab.cancel(group=group, reason="interrupted")
-
-
-def _seen_elsewhere(lab: Lab) -> set[str]:
-    """The boards that runners have said of late that they have, and that may be used."""
-    from hardware_lab.announcements import ANNOUNCE_S
-    from hardware_lab.health import is_usable
-
-    view = lab.look()
-    return {
-        known.board.name
-        for known in lab.boards.known()
-        if view.now - known.seen < 3 * ANNOUNCE_S
-        and is_usable(view.health.get(known.board.name), math.inf)
-    }
-
-
-def _why_waiting(lab: Lab, inventory: Inventory, job: Job) -> str:
-    board = job.demand.board or ""
-    health = lab.health.known().get(board)
-    if health is not None and health.state not in ("good", "unknown"):
-        return f"board {board!r} is {health.state}: {health.cause}"
-    if board in inventory.boards:
-        return job.error or f"board {board!r} was not free"
-    seen = [known.to_json()["seen_at"] for known in lab.boards.known() if known.board.name == board]
-    if seen:
-        return f"no runner has said since {max(seen)} that it has board {board!r}"
-    return f"board {board!r} is not in the inventory"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from hardware_lab.service_cli import add_service
 from hardware_lab.show import print_files, print_result, print_table, write_files, write_result
 
 if TYPE_CHECKING:
-    from hardware_lab.inventory import Inventory
+    from hardware_lab.inventory import Demand, Inventory
     from hardware_lab.lab import Lab
     from hardware_lab.store import Job
 
@@ -227,14 +229,15 @@ def submit(
 ) -> None:
     """Queue a measurement; `coralline lab run` makes it."""
     from coralline.errors import UserError
-    from hardware_lab.inventory import Demand, load_inventory, parse_needs
+    from hardware_lab.inventory import Demand, parse_needs
     from hardware_lab.lab import open_lab
 
     if board is None and not need:
         raise UserError("no board is asked for; give --board or --need")
     demand = Demand(board, parse_needs(need))
-    load_inventory(inventory).check(demand)
-    job = open_lab(where, artifacts).submit(
+    store = open_lab(where, artifacts)
+    _check(store, demand, inventory)
+    job = store.submit(
         path,
         demand,
         **_samples(repetitions, seconds, percentile),
@@ -362,19 +365,22 @@ def bench(
     artifacts: str | None = _artifacts(),
     json: bool = _json(),
 ) -> None:
-    """Run a split model as a pipeline on a board; a job of the lab, run at once."""
+    """Run a split model as a pipeline on a board; a job of the lab, run at once.
+
+    A service's runners run it.
+    """
     from uuid import uuid4
 
     from hardware_lab.inventory import Demand, load_inventory
     from hardware_lab.lab import open_lab
+    from hardware_lab.waiting import why_waiting
 
-    boards = load_inventory(inventory)
-    boards.board(board)
-    store = open_lab(where, artifacts)
+    store, demand = open_lab(where, artifacts), Demand(board)
+    _check(store, demand, inventory)
     group = f"bench-{uuid4().hex[:8]}"
     job = store.submit(
         path,
-        Demand(board),
+        demand,
         **_samples(repetitions, seconds, percentile),
         warmup=warmup,
         against=against,
@@ -382,13 +388,13 @@ def bench(
         group=group,
     )
     try:
-        _run(store, boards, group, quiet=json)
+        if store.served:
+            _wait(store, group, quiet=json)
+        else:
+            _run(store, load_inventory(inventory), group, quiet=json)
+        store.cancel([job.id], reason=why_waiting(store, job))
     finally:
-        # When it was not interrupted, what keeps it in the queue is its board.
-        health = store.health.known().get(board)
-        unfit = health is not None and health.state not in ("good", "unknown")
-        why = f"board {board!r} is {health.state}: {health.cause}" if health and unfit else None
-        store.cancel([job.id], reason=why or "interrupted")
+        store.cancel([job.id], reason="interrupted")
     store.job(job.id).raise_error()
     result = store.result(job.id)
     if out is not None:
@@ -400,11 +406,38 @@ def bench(
         print_result(result)
 
 
+def _check(store: Lab, demand: Demand, inventory: Path | None) -> None:
+    """See that a board could do what is demanded: one of the service's, or of the inventory."""
+    from coralline.errors import UserError
+    from hardware_lab.inventory import check_demand, load_inventory
+    from hardware_lab.waiting import boards_of_others
+
+    if not store.served:
+        load_inventory(inventory).check(demand)
+    elif inventory is not None:
+        raise UserError(f"the boards of {store.where} are its runners'; leave --inventory out")
+    else:
+        check_demand(boards_of_others(store, unfit=True), demand)
+
+
 def _run(store: Lab, inventory: Inventory, group: str | None, *, quiet: bool) -> list[Job]:
+    from hardware_lab.runner import run_jobs
+
+    with _progress(quiet) as advance:
+        return run_jobs(store, inventory, group, advance)
+
+
+def _wait(store: Lab, group: str, *, quiet: bool) -> None:
+    from hardware_lab.waiting import wait_for
+
+    with _progress(quiet) as advance:
+        wait_for(store, group, advance)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Job, int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
-
-    from hardware_lab.runner import run_jobs
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
@@ -415,7 +448,7 @@ def _run(store: Lab, inventory: Inventory, group: str | None, *, quiet: bool) ->
                 bars[job.id] = bar.add_task(f"{Path(job.path).name} on {job.board}", total=total)
             bar.update(bars[job.id], completed=done)
 
-        return run_jobs(store, inventory, group, advance)
+        yield advance
 
 
 def _print_jobs(found: list[Job]) -> None:

@@ -130,12 +130,7 @@ class Inventory:
 
     def meeting(self, demand: Demand) -> list[str]:
         """The names of the boards that may do what is demanded."""
-        return [
-            name
-            for name, tags in self.tags.items()
-            if demand.board in (None, name)
-            and all(tags.get(tag, 0) >= count for tag, count in demand.needs.items())
-        ]
+        return meeting(self.tags, demand)
 
     def check(self, demand: Demand) -> None:
         """See that a board could do what is demanded.
@@ -143,16 +138,36 @@ class Inventory:
         Raises:
             UserError: None could.
         """
-        if self.meeting(demand):
-            return
-        if demand.board is not None:
-            self.board(demand.board)
-        most: dict[str, int] = {}
-        for tags in self.tags.values():
-            for tag, count in tags.items():
-                most[tag] = max(most.get(tag, 0), count)
-        has = ", ".join(f"{tag} (up to {count})" for tag, count in sorted(most.items()))
-        raise UserError(f"no board is {demand}; the tags in the inventory: {has or 'none'}")
+        check_demand(self.tags, demand)
+
+
+def meeting(boards: Mapping[str, Tags], demand: Demand) -> list[str]:
+    """The names of the boards, of which the tags are given, that may do what is demanded."""
+    return [
+        name
+        for name, tags in boards.items()
+        if demand.board in (None, name)
+        and all(tags.get(tag, 0) >= count for tag, count in demand.needs.items())
+    ]
+
+
+def check_demand(boards: Mapping[str, Tags], demand: Demand) -> None:
+    """See that one of the boards, of which the tags are given, could do what is demanded.
+
+    Raises:
+        UserError: None could.
+    """
+    if meeting(boards, demand):
+        return
+    if demand.board is not None and demand.board not in boards:
+        known = f"choose {', '.join(boards)}" if boards else "there is none at all"
+        raise UserError(f"board {demand.board!r} is not known; {known}")
+    most: dict[str, int] = {}
+    for tags in boards.values():
+        for tag, count in tags.items():
+            most[tag] = max(most.get(tag, 0), count)
+    has = ", ".join(f"{tag} (up to {count})" for tag, count in sorted(most.items()))
+    raise UserError(f"no board is {demand}; the tags that boards have: {has or 'none'}")
 
 
 def load_inventory(path: Path | None = None) -> Inventory:

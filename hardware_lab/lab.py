@@ -45,6 +45,9 @@ class Lab(Protocol):
     Every method may raise a DeviceError that is retryable: the lab does not answer.
     """
 
+    served: bool
+    """Whether it is a service, whose runners do its jobs."""
+
     @property
     def where(self) -> str: ...
     @property

@@ -221,6 +221,8 @@ class Store:
         DeviceError: The server does not answer.
     """
 
+    served = False
+
     def __init__(
         self, where: Path | str, artifacts: str | None = None, connections: int = 2
     ) -> None:

@@ -49,7 +49,7 @@ class Browser:
         self._home = home
         self._last = 0
         self._rest = b""
-        self._loaded = 0
+        self._loaded: set[str] = set()
 
     def __enter__(self) -> Browser:
         # It reads commands from its descriptor 3 and answers on 4.
@@ -72,6 +72,7 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._say(f"{domain}.enable")
+        self._say("Page.setLifecycleEventsEnabled", enabled=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,18 +105,17 @@ class Browser:
 
     def open(self, url: str) -> None:
         """Go to a page, and wait until it is there."""
-        before = self._loaded
-        self._say("Page.navigate", url=url)
-        self.wait(lambda: self._loaded > before, url)
+        loader = self._say("Page.navigate", url=url)["loaderId"]
+        self.wait(lambda: loader in self._loaded, url)
 
     def submit(self, form: str, values: Mapping[str, str]) -> None:
         """Fill in the form that a selector finds, send it, and wait for what follows."""
-        before = self._loaded
+        before = len(self._loaded)
         find = f"document.querySelector({json.dumps(form)})"
         for name, value in values.items():
             self.eval(f"{find}.elements[{json.dumps(name)}].value = {json.dumps(value)}")
         self.eval(f"{find}.requestSubmit()")
-        self.wait(lambda: self._loaded > before, f"what follows {form}")
+        self.wait(lambda: len(self._loaded) > before, f"what follows {form}")
 
     def press(self, key: str) -> None:
         """Press a key and let it go."""
@@ -186,8 +186,8 @@ class Browser:
         return messages
 
     def _note(self, event: str, told: dict[str, Any]) -> None:
-        if event == "Page.loadEventFired":
-            self._loaded += 1
+        if event == "Page.lifecycleEvent" and told["name"] == "load":
+            self._loaded.add(told["loaderId"])
         elif event == "Runtime.exceptionThrown":
             self.complaints.append(str(told["exceptionDetails"]))
         elif event == "Runtime.consoleAPICalled":

@@ -17,8 +17,8 @@ from hardware_lab.store import MAX_ATTEMPTS, MOST_DEADLINE_S, MOST_PRIORITY, MOS
 MOST_PAGE = 500
 """Jobs of one answer."""
 
-Text = Annotated[str, Field(min_length=1, max_length=200)]
-Long = Annotated[str, Field(max_length=4000)]
+Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+Long = Annotated[str, Field(max_length=4000, pattern=r"^[^\x00]*$")]
 Tag = Annotated[str, Field(pattern=f"^{TAG.pattern}$", max_length=64)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Ref = Annotated[
@@ -58,6 +58,8 @@ class Error(BaseModel):
 
 @dataclass(frozen=True)
 class JobDocument(Job):
+    """A `coralline.job/v3` object: a measurement that somebody wants, and what became of it."""
+
     schema: str
 
 
@@ -82,6 +84,8 @@ class Wanted(Body):
 
 
 class Waiting(Wanted):
+    """What queued jobs ask for."""
+
     due: float = Field(description="The least of its jobs: they go by it. Seconds since 1970.")
 
 
@@ -136,14 +140,20 @@ class BoardDocument(BaseModel):
 
 
 class Boards(BaseModel):
+    """The boards that runners have announced."""
+
     boards: list[BoardDocument]
 
 
 class Healths(BaseModel):
+    """The boards that the lab has used."""
+
     boards: list[HealthDocument]
 
 
 class HealthLog(BaseModel):
+    """The states of a board, the first first."""
+
     log: list[HealthLine]
 
 
@@ -154,6 +164,8 @@ class Queue(BaseModel):
 
 
 class Leases(BaseModel):
+    """The running jobs."""
+
     leases: list[LeaseDocument]
 
 
@@ -170,6 +182,26 @@ class ModelDocument(Body):
 
 class Submission(Body):
     """A measurement that somebody wants."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "model": {
+                    "name": "/home/ann/mobilenet_v2_split",
+                    "ref": "sha256:" + "9f86d081884c7d65" * 4,
+                },
+                "demand": {"needs": {"edgetpu": 2}},
+                "repetitions": 1024,
+                "warmup": 10,
+                "seconds": 60,
+                "priority": 1,
+                "deadline_s": 28800,
+                "group": "nightly",
+                "labels": {"commit": "e3edc4a"},
+            }
+        },
+    )
 
     model: ModelDocument
     against: ModelDocument | None = Field(None, description="Compare the model with this one.")
@@ -281,10 +313,14 @@ class Held(BaseModel):
 
 
 class Beaten(BaseModel):
+    """The leases that a runner still has."""
+
     leases: list[Held]
 
 
 class Expired(BaseModel):
+    """What became of a lease."""
+
     ended: bool = Field(description="Whether the lease was as it was seen, and has been ended.")
 
 
@@ -318,6 +354,8 @@ class Attached(BaseModel):
 
 
 class Put(BaseModel):
+    """The artifact that is kept."""
+
     ref: Ref
 
 
@@ -336,6 +374,8 @@ class Failure(Body):
 
 
 class Cause(Body):
+    """Why."""
+
     cause: Long
 
 
@@ -355,10 +395,14 @@ class Step(Body):
 
 
 class MayBegin(BaseModel):
+    """Whether a step may begin."""
+
     may_begin: bool
 
 
 class Rest(BaseModel):
+    """How long a resource has rested."""
+
     seconds: float | None = Field(description="None when no job has ended there.")
 
 

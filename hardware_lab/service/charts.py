@@ -24,6 +24,10 @@ POINTS = 240
 """A line has no more: there is no room for more on a phone."""
 FEW = 400
 """So many samples are drawn one by one."""
+MARGIN = 0.03
+"""Of a range, on either side of it."""
+HEADROOM = 5
+"""As many margins above what is drawn, where windows have their names."""
 TAIL = 99.5
 """The percentile beyond which samples may be left out, when they would squeeze all others."""
 
@@ -52,7 +56,7 @@ class Axis:
     @staticmethod
     def over(low: float, high: float, label: str) -> Axis:
         """From one number to another that may be the same, with ticks at round ones."""
-        if not high > low:
+        if high - low <= 1e-6 * abs(low):
             margin = abs(low) * 0.05 or 1.0
             low, high = low - margin, high + margin
         rough = (high - low) / TICKS
@@ -172,10 +176,12 @@ class PowerTrace:
 def histogram(plans: Sequence[Samples], said: Said) -> Chart:
     """How many inferences took how long."""
     x, left_out = _latency_axis(plans, said)
-    edges = np.linspace(x.low, x.high, BINS + 1)
+    most = max(len(plan.latency_ms) for plan in plans)
+    bins = min(BINS, max(8, round(2 * math.sqrt(most))))
+    edges = np.linspace(x.low, x.high, bins + 1)
     counts = [np.histogram(plan.latency_ms, edges)[0] for plan in plans]
     y = Axis.over(0, float(max(count.max() for count in counts)) * 1.05, "inferences")
-    width = 100 / BINS
+    width = 100 / bins
     boxes = tuple(
         Box(i * width, 100 - y.place(n), width, y.place(n), f"bar {_kind(which)}")
         for which, count in enumerate(counts)
@@ -243,7 +249,7 @@ def over_time(plans: Sequence[Samples], said: Said) -> Chart | None:
     """
     if any(len(plan.at_s) < 2 for plan in plans):
         return None
-    y, left_out = _latency_axis(plans, said)
+    y, left_out = _latency_axis(plans, said, HEADROOM)
     last = max(float(plan.at_s[-1]) for plan in plans)
     x = Axis.over(0, last, "s since the first sample")
     window = min(WINDOW_S, last / 2)
@@ -293,7 +299,7 @@ def power(traces: Sequence[PowerTrace], said: Said) -> Chart:
     t_s, power_w = (np.concatenate(rows) for rows in zip(*map(_power, traces), strict=True))
     begin = float(t_s[0])
     x = Axis.over(0, float(t_s[-1]) - begin, "s since the meter began")
-    y = Axis.over(0, float(power_w.max()) * 1.05, f"W ({said})")
+    y = Axis.over(0, float(power_w.max()) * (1 + HEADROOM * MARGIN), f"W ({said})")
     windows = [window for trace in traces for window in trace.windows]
     boxes = tuple(
         Box(
@@ -306,15 +312,18 @@ def power(traces: Sequence[PowerTrace], said: Said) -> Chart:
         )
         for i, (label, start, stop) in enumerate(windows)
     )
-    means = [
-        f"{label} {float(power_w[inside].mean()):.3f} W"
-        for label, start, stop in windows
-        if (inside := (t_s >= start) & (t_s <= stop)).any()
-    ]
+    seen: dict[str, list[Floats]] = {}
+    for label, start, stop in windows:
+        seen.setdefault(label, []).append(power_w[(t_s >= start) & (t_s <= stop)])
+    means = ", ".join(
+        f"{label} {np.concatenate(parts).mean():.3f} W"
+        for label, parts in seen.items()
+        if any(len(part) for part in parts)
+    )
     return Chart(
         f"Power ({said}), {len(t_s):,} samples; bands: the windows that the markers bound. Means: "
-        f"{', '.join(means) or 'no window'}.",
-        f"Power over time ({said}). Means: {', '.join(means) or 'no window'}.",
+        f"{means or 'no window'}.",
+        f"Power over time ({said}). Means: {means or 'no window'}.",
         x,
         y,
         boxes=boxes,
@@ -338,7 +347,7 @@ def ratio_axis(ratios: Sequence[Estimate]) -> Axis:
     return Axis(1 / most, most, "B over A", (Text(50, "1"),), log=True)
 
 
-def _latency_axis(plans: Sequence[Samples], said: str) -> tuple[Axis, str]:
+def _latency_axis(plans: Sequence[Samples], said: str, headroom: float = 1) -> tuple[Axis, str]:
     """Over the samples, without a tail that would squeeze the others; and what it leaves out."""
     found = np.concatenate([plan.latency_ms for plan in plans])
     low, high = float(found.min()), float(found.max())
@@ -348,7 +357,9 @@ def _latency_axis(plans: Sequence[Samples], said: str) -> tuple[Axis, str]:
         beyond = int((found > tail).sum())
         left_out = f" {beyond} of {len(found):,} lie beyond, up to {high:.3f} ms."
         high = tail
-    return Axis.over(low, high, f"latency, ms ({said})"), left_out
+    margin = MARGIN * (high - low)
+    axis = Axis.over(max(low - margin, 0.0), high + headroom * margin, f"latency, ms ({said})")
+    return axis, left_out
 
 
 def _band(x: Axis, y: Axis, at: Floats, values: Floats, kind: str) -> list[Line]:

@@ -48,6 +48,8 @@ class RemoteLab:
             be read.
     """
 
+    served = True
+
     def __init__(self, url: str) -> None:
         self._http = Http(url)
         self.where = self._http.where

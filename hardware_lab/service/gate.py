@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from anyio import to_thread
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response, Security
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from starlette.types import Message
 
 from hardware_lab.database import ROLES, Role
@@ -35,6 +36,8 @@ LEAST_BYTES_PER_S = 16 << 10
 REMEMBER_S = 2.0
 """A token that is removed is still good for so long."""
 MOST_CALLERS = 10_000
+_BEARER = HTTPBearer(auto_error=False, description="Of `coralline lab token add`.")
+"""For the OpenAPI document; the gate reads the header before anything else is read."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ class GuardedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             gate: Gate = request.app.state.gate
             request.state.caller = await gate.admit(request, self.roles)
+            if "\0" in request.url.path or b"%00" in request.scope["query_string"]:
+                raise HTTPException(400, "the address has a NUL in it, which no name has")
             return await handler(limited(request, self.most_bytes))
 
         return guarded
@@ -174,7 +179,7 @@ class GuardedRoute(APIRoute):
 def router_for(roles: frozenset[Role], most_bytes: int = MOST_BYTES, **options: Any) -> APIRouter:
     """A router whose routes are for these roles, and take bodies of so many bytes."""
     kind = type("Route", (GuardedRoute,), {"roles": roles, "most_bytes": most_bytes})
-    return APIRouter(route_class=kind, **options)
+    return APIRouter(route_class=kind, dependencies=[Security(_BEARER)], **options)
 
 
 def limited(request: Request, most_bytes: int) -> Request:

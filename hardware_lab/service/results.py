@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import scipy.special  # noqa: F401  # the first result that is looked at would wait for it
 
 from coralline.report.page import number
 from coralline.runtime.child import never
@@ -165,8 +166,17 @@ def describe(found: Measurement | Comparison) -> Result:
     )
 
 
-def describe_power(artifacts: Artifacts, files: Files, result: Result) -> Chart | None:
-    """What the meter saw; None when there was none. Of a comparison, all turns in their order.
+def traces_of(files: Files) -> tuple[str, ...]:
+    """The artifacts with what the meter saw: one, or one a turn of a comparison."""
+    kept = files.kept.items()
+    return tuple(file.ref for name, file in kept if Path(name).name == TRACE_FILE)
+
+
+def describe_power(artifacts: Artifacts, refs: Sequence[str], result: Result) -> Chart:
+    """What the meter saw.
+
+    Args:
+        refs: At least one; see `traces_of`.
 
     Raises:
         DeviceError: The artifact store does not answer.
@@ -174,14 +184,11 @@ def describe_power(artifacts: Artifacts, files: Files, result: Result) -> Chart 
     """
     traces = []
     with TemporaryDirectory() as folder:
-        for name, file in files.kept.items():
-            if Path(name).name == TRACE_FILE:
-                path = Path(folder) / TRACE_FILE
-                download(artifacts, file.ref, path, Patience(name, FETCH_S, never))
-                traces.append(read_trace(path))
-                path.unlink()
-    if not traces:
-        return None
+        for ref in refs:
+            path = Path(folder) / TRACE_FILE
+            download(artifacts, ref, path, Patience("the power trace", FETCH_S, never))
+            traces.append(read_trace(path))
+            path.unlink()
     traces.sort(key=lambda trace: float(trace.t_s[0]))
     bounded = [
         PowerTrace(
@@ -205,7 +212,11 @@ def _part(name: str, m: Measurement, told: Mapping[str, Any]) -> Part:
         stages=_stages(m),
         energies=_energies(m),
         facts=tuple(_facts(m)),
-        environment=tuple((key, text(value)) for key, value in sorted(m.environment.items())),
+        environment=tuple(
+            (key.replace("_", " "), text(value))
+            for key, value in sorted(m.environment.items())
+            if value not in (None, "", {}, [])
+        ),
         marks=m.marks,
     )
 
@@ -227,7 +238,7 @@ def _figures(m: Measurement, told: Mapping[str, Any]) -> list[Figure]:
         note = "by a device model"
         if m.energy is not None:
             total = m.energy.whole.gross_uncertainty_mj["total"]
-            known = "not known how surely" if total is None else f"± {number(total)}"
+            known = "not known how surely" if total is None else f"± {total:.2g}"
             note = f"{known}, {m.energy.meter.at}"
         found.append(Figure("energy", number(m.energy_mj_per_inference), "mJ an inference", note))
     return found
@@ -356,8 +367,11 @@ def text(value: Any) -> str:
         return {True: "yes", False: "no", None: "not known"}[value]
     if isinstance(value, float):
         return number(value)
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {text(one)}" for key, one in value.items())
+        known = {key: one for key, one in value.items() if one is not None}
+        return ", ".join(f"{key.replace('_', ' ')} {text(one)}" for key, one in known.items())
     if isinstance(value, Sequence):
         return ", ".join(map(text, value))
     return json.dumps(value)

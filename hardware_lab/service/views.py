@@ -31,7 +31,8 @@ class Running:
     """A job at work.
 
     Attributes:
-        share: In percent of its inferences; None when its runner has not told.
+        share: In percent, of its inferences or of the time that it may take, whichever is more;
+            None when its runner has not told.
         left_s: At the pace so far.
     """
 
@@ -111,8 +112,14 @@ def running(job: Job, now: float) -> Running:
     if job.progress is None:
         return Running(job, elapsed_s)
     done, total = job.progress
-    left_s = elapsed_s * (total - done) / done if done else None
-    return Running(job, elapsed_s, 100 * done / max(total, 1), left_s)
+    share = done / max(total, 1)
+    left_s = elapsed_s * (1 - share) / share if share else None
+    if job.seconds is not None:
+        # Of each of two modes, of each of its models; samples may end it sooner.
+        limit_s = job.seconds * (2 if job.against is None else 4)
+        share = max(share, min(elapsed_s / limit_s, 0.99))
+        left_s = min(limit_s if left_s is None else left_s, max(limit_s - elapsed_s, 0.0))
+    return Running(job, elapsed_s, 100 * share, left_s)
 
 
 def overview(store: Store) -> dict[str, Any]:
@@ -190,14 +197,13 @@ def job_facts(job: Job) -> list[tuple[str, str]]:
 
 
 def model_of(job: Job) -> str:
-    """The name of a job's model for people: a file's, or the last two of a folder's path."""
+    """The name of a job's model for people."""
     return job.labels.get("model") or model(job.path)
 
 
 def model(path: str) -> str:
-    """The same of a path."""
-    parts = Path(path).parts
-    return parts[-1] if Path(path).suffix else "/".join(parts[-2:]).lstrip("/")
+    """The name of a file or folder with a model."""
+    return Path(path).name
 
 
 def shown(iso: str | None) -> str | None:
@@ -215,7 +221,7 @@ def span(seconds: float) -> str:
     whole = max(0, round(seconds))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if whole >= 2 * size:
-            return f"{whole // size} {unit}"
+            return f"{round(whole / size)} {unit}"
     return f"{whole} s"
 
 

@@ -26,6 +26,7 @@ from coralline.tflite import segments
 from hardware_lab import inventory, store
 from hardware_lab.boards import board_kinds
 from hardware_lab.meters import meter_kinds
+from hardware_lab.power import switch_kinds
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -114,8 +115,6 @@ def test_the_examples_of_files_are_read_and_have_all_fields(tmp_path: Path) -> N
     seen = set()
     for page, text in blocks("json", "yaml"):
         data: dict[str, Any] = yaml.safe_load(text)
-        if page == "README.md" and "schema" not in data:
-            continue
         schema, keys = data["schema"], data.keys()
         seen.add(schema)
         if schema == inventory.SCHEMA:
@@ -151,9 +150,9 @@ def test_the_python_of_the_pages_runs(
     assert "above the optimum" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", ["limits.md", "explanation/devices.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/limits.md", "docs/explanation/devices.md"])
 def test_the_errors_of_the_device_models_are_those_of_the_check(page: str) -> None:
-    text = (ROOT / "docs" / page).read_text()
+    text = (ROOT / page).read_text()
     for device in ("edgetpu-usb", "edgetpu-pcie"):
         error = published_error(device)
         assert error.median_held_out is not None
@@ -165,9 +164,16 @@ def test_the_errors_of_the_device_models_are_those_of_the_check(page: str) -> No
 
 
 @pytest.mark.parametrize(
-    "page,kinds", [("own-board.md", board_kinds()), ("meters.md", meter_kinds())]
+    "page,kinds",
+    [
+        ("own-board.md", board_kinds()),
+        ("meters.md", meter_kinds()),
+        ("recovery.md", switch_kinds()),
+    ],
 )
-def test_the_kinds_of_boards_and_meters_are_all_named(page: str, kinds: Mapping[str, Any]) -> None:
+def test_the_kinds_of_boards_meters_and_switches_are_all_named(
+    page: str, kinds: Mapping[str, Any]
+) -> None:
     rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/how-to" / page).read_text(), re.M)
     assert set(re.findall("`(.*?)`", " ".join(rows))) == set(kinds)
 

@@ -126,7 +126,7 @@ def test_a_slower_night_ends_red_and_says_since_when(
     said = capsys.readouterr().err.splitlines()[-1]
     assert "3 of 3 series need a look" in said
     assert "small_int8/2/sim slower: median latency is 1.19" in said
-    assert "board 'away' is not in the inventory" in said
+    assert "no runner has board 'away'" in said
     assert "board 'parked' is maintenance: new cable" in said
     page = Path(said.split("page: ")[1].split(" (log")[0])
     text = page.read_text(encoding="utf-8")

@@ -57,3 +57,12 @@ function plan() {
 
 document.addEventListener("visibilitychange", plan);
 plan();
+
+// A link from another site arrives without the cookie, and ends where one signs in: this page's
+// own request has it.
+const wanted = document.querySelector("form.sign-in [name=next]")?.value;
+if (wanted) {
+  fetch(wanted, { redirect: "manual" })
+    .then((answer) => { if (answer.ok) location.replace(wanted); })
+    .catch(() => {});
+}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +20,7 @@ from coralline.report.page import number
 from hardware_lab.inventory import Demand
 from hardware_lab.service.app import Settings, create_app
 from hardware_lab.service.gate import COOKIE
-from hardware_lab.service.views import span
+from hardware_lab.service.views import running, span
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_the_overview_tells_of_boards_queue_and_ends(lab: PageLab, client: TestC
     assert page.index("lost bad") < page.index("sim simulated") < page.index("resting maint")
     rows = re.findall(r"/jobs/([0-9a-f]{16})", read(client, "/").split('id="queue"')[1])
     assert rows[:2] == [lab.ids["first"], lab.ids["second"]]
-    assert "in 59 min" in page or "in 60 min" in page
+    assert "in 60 min" in page
     assert f"it broke {EVIL}" in page
 
 
@@ -192,7 +194,7 @@ def test_other_ends_of_jobs_say_why(lab: PageLab, client: TestClient) -> None:
 
 def test_a_board_shows_its_history(lab: PageLab, client: TestClient) -> None:
     page = words(read(client, "/boards/lost"))
-    log = page[page.index("States, the last first") :]
+    log = page[page.index("steps to recover it, the last first") :]
     assert log.index("bad") < log.index("looping")
     assert "no answer <script>" in log
     assert "address pi.local" in words(read(client, "/boards/pi"))
@@ -418,14 +420,33 @@ def test_a_form_of_another_site_changes_nothing(own: PageLab) -> None:
         assert client.post(path, data={"csrf": csrf}).status_code == 403
 
 
+def test_a_running_job_tells_how_long_it_takes_at_most(own: PageLab) -> None:
+    job = replace(own.store.job(own.ids["running"]), started_at="2026-01-01T00:00:00+00:00")
+    now = datetime(2026, 1, 1, tzinfo=UTC).timestamp() + 60
+
+    def told(**changes: object) -> tuple[float | None, float | None]:
+        found = running(replace(job, **changes), now)
+        assert found.elapsed_s == 60
+        return found.share, found.left_s
+
+    assert told() == (None, None)
+    assert told(progress=(0, 10)) == (0, None)
+    assert told(progress=(5, 20)) == (25, 180)
+    # Each of two modes ends after 40 s, or sooner.
+    assert told(progress=(1, 1000), seconds=40.0) == (75, 20)
+    assert told(progress=(900, 1000), seconds=40.0) == (90, pytest.approx(60 / 9))
+    assert told(progress=(1, 1000), seconds=1.0) == (99, 0)
+    assert told(progress=(1, 1000), seconds=40.0, against="b") == (37.5, 100)
+
+
 def test_lengths_of_time_are_short() -> None:
     assert [span(s) for s in (0.2, 59, 119, 120, 7199, 7200, 172_799, 172_800)] == [
         "0 s",
         "59 s",
         "119 s",
         "2 min",
-        "119 min",
+        "120 min",
         "2 h",
-        "47 h",
+        "48 h",
         "2 d",
     ]

@@ -41,9 +41,20 @@ def served(store: Store) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with Browser(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
+
+
+@pytest.fixture
+def browser(one_browser: Browser) -> Browser:
+    """At a desk, in the light, with nothing open."""
+    one_browser.size(*DESKTOP)
+    one_browser.dark(False)
+    one_browser.scripts(True)
+    one_browser.open("about:blank")
+    one_browser.complaints.clear()
+    return one_browser
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +118,6 @@ def test_pages_fit(
     size: tuple[int, int], browser: Browser, lab: PageLab, site: str, tmp_path: Path
 ) -> None:
     browser.size(*size)
-    browser.complaints.clear()
     for path in lab.paths:
         look(browser, site + path)
         assert browser.eval("document.documentElement.scrollWidth") <= size[0], path
@@ -119,19 +129,17 @@ def test_pages_fit(
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_text_stands_out(dark: bool, browser: Browser, lab: PageLab, site: str) -> None:
-    browser.size(*DESKTOP)
     browser.dark(dark)
-    try:
-        papers = set()
-        for path in [*lab.paths, "/sign-in"]:
-            look(browser, site + path)
-            browser.eval("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-            assert browser.eval(FAINT) == [], path
-            papers.add(browser.eval("getComputedStyle(document.body).backgroundColor"))
-        assert len(papers) == 1
-        assert (papers == {"rgb(255, 255, 255)"}) != dark
-    finally:
-        browser.dark(False)
+    papers = set()
+    for path in lab.paths:
+        look(browser, site + path)
+        browser.eval("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        assert browser.eval(FAINT) == [], path
+        papers.add(browser.eval("getComputedStyle(document.body).backgroundColor"))
+    assert len(papers) == 1
+    assert (papers == {"rgb(255, 255, 255)"}) != dark
+    browser.eval("document.querySelector('h1').style.color = 'rgb(128 128 128 / 50%)'")
+    assert len(browser.eval(FAINT)) == 1
 
 
 def test_charts_fill_their_figure(browser: Browser, lab: PageLab, site: str) -> None:
@@ -156,16 +164,12 @@ def test_charts_fill_their_figure(browser: Browser, lab: PageLab, site: str) -> 
 def test_pages_work_without_scripts(browser: Browser, lab: PageLab, site: str) -> None:
     browser.size(*PHONE)
     browser.scripts(False)
-    try:
-        browser.open(f"{site}/jobs?state=failed")
-        assert "it broke" in browser.text()
-        assert EVIL in browser.text()
-    finally:
-        browser.scripts(True)
+    browser.open(f"{site}/jobs?state=failed")
+    assert "it broke" in browser.text()
+    assert EVIL in browser.text()
 
 
 def test_the_keyboard_reaches_the_content_first(browser: Browser, site: str) -> None:
-    browser.size(*DESKTOP)
     browser.open(site)
     browser.press("Tab")
     assert browser.eval("document.activeElement.innerText") == "Skip to the content"
@@ -206,7 +210,6 @@ def test_a_running_job_moves_and_its_result_appears(
     )
     job = store.submit(MODEL, Demand("stepper"), repetitions=1024, warmup=0)
     browser.size(*PHONE)
-    browser.complaints.clear()
     with served(store) as site:
         browser.open(f"{site}/jobs/{job.id}")
         browser.eval("window.same = true")
@@ -238,7 +241,6 @@ def test_a_running_job_moves_and_its_result_appears(
 
 def test_what_is_written_or_opened_survives_an_update(browser: Browser, tmp_path: Path) -> None:
     lab = page_lab(tmp_path, measured=False)
-    browser.size(*DESKTOP)
     with served(lab.store) as site:
         browser.open(f"{site}/boards/pi")
         browser.eval("document.querySelector('#set').open = true")
@@ -268,15 +270,20 @@ def test_signing_in_with_a_browser(browser: Browser, tmp_path: Path) -> None:
     lab = page_lab(tmp_path, measured=False)
     token = lab.store.tokens.add("root", "admin")
     browser.size(*PHONE)
-    browser.complaints.clear()
     with served(lab.store) as site:
         path = f"/jobs/{lab.ids['second']}"
         browser.open(site + path)
         assert browser.eval("location.pathname") == "/sign-in"
+        assert browser.eval(FAINT) == []
         browser.submit("form.sign-in", {"token": token})
         assert browser.eval("location.pathname") == path
         assert browser.eval("document.cookie") == ""
         assert "root (admin)" in browser.text()
+        # Another site's link does not bring the cookie, and leads here all the same.
+        browser.open(f"data:text/html,<a href='{site}/jobs'>jobs</a>")
+        browser.eval("document.querySelector('a').click()")
+        browser.wait(lambda: browser.eval("location.pathname") == "/jobs", "the jobs")
+        browser.open(site + path)
         browser.submit("form[action$=cancel]", {})
         assert "cancelled (by root)" in browser.text()
         browser.submit("form[action='/sign-out']", {})

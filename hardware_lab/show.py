@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +30,12 @@ def write_files(out: Path, store: Lab, job_id: str) -> None:
     OUT.power.parquet."""
     from hardware_lab.artifacts.download import download
 
-    for name, file in store.files(job_id).kept.items():
+    files = store.files(job_id)
+    for name, file in files.kept.items():
         if not name.startswith("samples."):
             download(store.artifacts, file.ref, out.with_suffix(f".{name.replace('/', '.')}"))
+    if files.not_stored is not None:
+        print(f"raw files are not stored: {files.not_stored}", file=sys.stderr)
 
 
 def print_files(files: Files) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
+import psutil
+
 RANGE_UJ = 2_000_000
 
 
@@ -64,6 +66,15 @@ def rapl_tree(folder: Path, power_w: float, packages: int = 2) -> Iterator[Count
     finally:
         over.set()
         thread.join()
+
+
+def meter_processes() -> list[psutil.Process]:
+    """Those that this process has started, and not ended."""
+    return [
+        child
+        for child in psutil.Process().children()
+        if "hardware_lab.meters.process" in child.cmdline()
+    ]
 
 
 def write_power(path: Path, power_w: float, seconds: float = 60.0, hz: float = 500.0) -> Path:

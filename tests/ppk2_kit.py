@@ -35,6 +35,7 @@ class Kit:
         is_kit: Whether it knows its calibration.
         mute: Whether it sends no samples.
         sending: Whether it was left sending.
+        sent: Samples since it was told to start.
     """
 
     amperes: Callable[[float], float]
@@ -42,6 +43,7 @@ class Kit:
     is_kit: bool = True
     mute: bool = False
     sending: bool = False
+    sent: int = 0
     commands: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -61,7 +63,7 @@ class Kit:
 
     def _serve(self) -> None:
         os.set_blocking(self._master, False)
-        commands, sent, began, waiting = b"", 0, time.monotonic(), b""
+        commands, began, waiting = b"", time.monotonic(), b""
         while not self._over:
             readable, _, _ = select.select([self._master], [], [], 0.002)
             if readable:
@@ -70,7 +72,7 @@ class Kit:
                 command, commands = commands[:size], commands[size:]
                 self.commands.append(command)
                 if command[0] == 0x06:
-                    self.sending, sent, began, waiting = True, 0, time.monotonic(), b""
+                    self.sending, self.sent, began, waiting = True, 0, time.monotonic(), b""
                 elif command[0] == 0x07:
                     self.sending, waiting = False, b""
                 elif command[0] == 0x19 and self.is_kit:
@@ -79,9 +81,11 @@ class Kit:
                 due = int((time.monotonic() - began) * HZ)
                 if len(waiting) < 64 * 1024:  # else the reader is slow, and the kit waits
                     waiting += b"".join(
-                        self._word(number) for number in range(sent, due) if not self.drop(number)
+                        self._word(number)
+                        for number in range(self.sent, due)
+                        if not self.drop(number)
                     )
-                    sent = due
+                    self.sent = due
             if waiting:
                 with suppress(BlockingIOError):
                     waiting = waiting[os.write(self._master, waiting[:4096]) :]

@@ -49,7 +49,7 @@ class Folder:
             if stream.seekable():
                 start = stream.tell()
                 ref = ref_of(stream)
-                if self._renew(ref):
+                if self._renew(ref, stream.tell() - start):
                     return ref
                 stream.seek(start)
             with self._speaking():
@@ -127,11 +127,11 @@ class Folder:
             temporary.unlink(missing_ok=True)
         return ref
 
-    def _renew(self, ref: str) -> bool:
+    def _renew(self, ref: str, size_bytes: int) -> bool:
         now = time.time()
         with suppress(FileNotFoundError), self._speaking():
             os.utime(self._path(ref), (now, now))
-            return True
+            return self._path(ref).stat().st_size == size_bytes
         return False
 
     def _path(self, ref: str) -> Path:

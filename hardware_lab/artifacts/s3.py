@@ -31,7 +31,6 @@ from hardware_lab.artifacts import (
     reading,
     ref_of,
 )
-from hardware_lab.artifacts.download import on_disk
 
 PART_BYTES = 8 << 20
 """S3 takes no part below 5 MiB but the last, and no more than 10,000 parts (Amazon S3 user guide,
@@ -44,6 +43,7 @@ TRIES = 4
 FRESH_S = 24 * 3600.0
 """What was put longer ago is put again: the time of an object says whether it is still wanted."""
 _TRANSIENT = (
+    "RequestTimeTooSkewed",
     "BadDigest",
     "InvalidDigest",
     "RequestTimeout",
@@ -323,9 +323,14 @@ def _seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
         yield stream
         return
     with tempfile.TemporaryFile() as copy:
-        with on_disk(Path(tempfile.gettempdir())):
+        try:
             shutil.copyfileobj(stream, copy, CHUNK_BYTES)
-        copy.seek(0)
+            copy.seek(0)
+        except OSError as error:
+            raise DeviceError(
+                f"{tempfile.gettempdir()}: has no room for what is put ({error.strerror})",
+                retryable=True,
+            ) from None
         yield copy
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -47,8 +48,8 @@ class Server:
     """Keeps what it is given in a folder, over any number of starts.
 
     Args:
-        folder: Made when absent.
-        port: Of the proxy, on `host`; 0 for one that is free, kept from start to start.
+        folder: Made when absent; from then on for this user alone.
+        port: Of the proxy, on `host`; 0 for one that is free.
         host: Where clients reach it.
 
     Attributes:
@@ -74,8 +75,8 @@ class Server:
                 "secret": secrets.token_hex(20),
                 "hash": secrets.token_hex(),
             }
+            self._folder.chmod(0o700)
             write_text(keys, json.dumps(made))
-            keys.chmod(0o600)
         found = json.loads(keys.read_text())
         self.access_key, self.secret_key = found["access"], found["secret"]
         self._hash = found["hash"]
@@ -97,8 +98,11 @@ class Server:
         """Start it, and return when it answers.
 
         Raises:
-            DeviceError: It does not; its log says why.
+            UserError: Another program has its port.
+            DeviceError: It does not answer; its log says why.
         """
+        if _answers(self._host, self.port):
+            raise UserError(f"port {self.port} of {self._host} is taken; give another")
         ports = {name: _free_port("127.0.0.1") for name in _BEHIND}
         self._configure(ports)
         for name, module in (*_BEHIND.items(), ("proxy", "proxy")):
@@ -135,7 +139,8 @@ class Server:
 
     def make_bucket(self, name: str) -> None:
         """Make a bucket, unless it is there."""
-        self._client.create_bucket(Bucket=name)
+        with suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
+            self._client.create_bucket(Bucket=name)
 
     @cached_property
     def _client(self) -> Any:

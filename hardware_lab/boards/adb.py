@@ -25,6 +25,7 @@ from hardware_lab.boards.clock import Reading
 
 CONNECT_S = 10.0
 """Longest wait for the server to start, or for a device to become ready."""
+OPEN_TRIES = 3
 POLL_S = 0.1
 CLOCK_ROUNDS = 8
 """How often a device is asked for its clock; the answer that came fastest counts."""
@@ -80,11 +81,11 @@ class Adb:
         Raises:
             DeviceError: adb or the device is missing or not ready; says what to do.
         """
-        try:
-            return self._open()
-        except _LostError:
-            # adb's server (29.0.6) may crash while it connects a device; a new one is started.
-            return self._open()
+        # adb's server (29.0.6) may crash while it connects a device; a new one is started.
+        for _ in range(OPEN_TRIES - 1):
+            with suppress(_LostError):
+                return self._open()
+        return self._open()
 
     def _open(self) -> str:
         self._start_server()

@@ -33,6 +33,14 @@ from coralline.runtime.references import write_stage_references
 from coralline.tflite.segments import SegmentSet
 from hardware_lab.boards import Task
 from hardware_lab.boards.adb import READ_UPTIME, Adb
+from hardware_lab.boards.benchmark_output import (
+    last_line,
+    parse_asked,
+    parse_delegates,
+    parse_latency,
+    parse_profile,
+    parse_stamped,
+)
 from hardware_lab.boards.clock import Relation
 from hardware_lab.boards.payload import BoardError, Check, Clocks, whole
 from hardware_lab.boards.ssh import file_digest
@@ -309,7 +317,7 @@ class Android:
             f"--warmup_runs={max(task.warmup, 1)}",
             f"--max_secs={longest:.3f}",
         ]
-        windows = []
+        windows: list[tuple[str, float, float, int]] = []
         if idle_s:
             # The pause comes after each inference, in the warm-up too.
             pause = ["--num_runs=1", "--warmup_runs=1", f"--run_delay={idle_s:.3f}"]
@@ -357,26 +365,11 @@ class Android:
     def _run_stamped(
         self, session: _Session, model: Path, flags: Sequence[str]
     ) -> tuple[str, list[tuple[float, float, int]]]:
-        """What the program prints, and when its warm-up and its timed inferences began and ended
-        on the phone's clock, with the count of each."""
+        """As `parse_stamped`, on the phone's clock."""
         stamped = self._run(
             session, model, flags, f"| while IFS= read -r line; do {READ_UPTIME}; {_STAMPED}; done"
         )
-        lines = [line.partition(" ") for line in stamped.splitlines()]
-        said = "\n".join(line for _, _, line in lines)
-        phases, begin_s = [], None
-        for at_s, _, line in lines:
-            if "Running benchmark for at least" in line:
-                begin_s = float(at_s)
-            elif begin_s is not None and (count := _statistics(line)):
-                phases.append((begin_s, float(at_s), int(count[0][6:].split()[0])))
-                begin_s = None
-        if len(phases) != 2:
-            raise DeviceError(
-                f"{self.name}: {session.binary.name} does not tell when it begins and ends; "
-                "its energy cannot be measured"
-            )
-        return said, phases
+        return parse_stamped(stamped)
 
     def _run(self, session: _Session, model: Path, flags: Sequence[str], into: str = "") -> str:
         """What the program prints; it has ended on the phone when this returns.
@@ -407,13 +400,13 @@ class Android:
         ran = session.phone.shell(command, time_limit_s=left, stop=session.stop)
         if ran.code in (126, 127):
             raise DeviceError(
-                f"{self.name}: the phone cannot run {session.binary} ({_last(ran.output)}); name "
-                "one that is built for its processor as `binary` in the inventory"
+                f"{self.name}: the phone cannot run {session.binary} ({last_line(ran.output)}); "
+                "name one that is built for its processor as `binary` in the inventory"
             )
         if ran.code != 0:
             raise DeviceError(
                 f"{self.name}: {session.binary.name} ended with exit code {ran.code} "
-                f"({_last(ran.output)})"
+                f"({last_line(ran.output)})"
             )
         return ran.output
 
@@ -584,99 +577,10 @@ class Android:
         ran = phone.shell(command, time_limit_s=COMMAND_S)
         if ran.code != 0:
             raise DeviceError(
-                f"{self.name}: a command failed on the phone ({_last(ran.output)}); make room in "
-                f"{self.folder} or name another `folder` in the inventory"
+                f"{self.name}: a command failed on the phone ({last_line(ran.output)}); make room "
+                f"in {self.folder} or name another `folder` in the inventory"
             )
         return ran.output
-
-
-# ------------------------------------------------------------------ what the program prints
-
-
-def parse_latency(said: str) -> tuple[float, dict[str, float]]:
-    """First inference and summary of the timed ones, both in ms, from the program's output.
-
-    It prints a line of statistics, in microseconds, after the warm-up and one after the timed
-    inferences; equal values are printed once (tensorflow/core/util/stats_calculator.h).
-
-    Returns:
-        The first warm-up inference, and `count`, `min`, `max`, `mean`, `std`, and where the
-        program knows them `p5`, `p50`, `p95`.
-
-    Raises:
-        DeviceError: The output holds no such lines.
-    """
-    lines: list[dict[str, str]] = [
-        dict(re.findall(r"(\w+)=([\d.e+-]+)", line)) for line in _statistics(said)
-    ]
-    if len(lines) < 2 or int(lines[-1]["count"]) < 1 or int(lines[0]["count"]) < 1:
-        raise DeviceError(f"the benchmark program tells no latencies ({_last(said)})")
-    warmup, timed = lines[0], lines[-1]
-    names = {"min": "min", "max": "max", "avg": "mean", "p5": "p5", "median": "p50", "p95": "p95"}
-    if "min" in timed:
-        found = {new: float(timed[old]) / 1e3 for old, new in names.items() if old in timed}
-        found["std"] = float(timed["std"]) / 1e3
-    else:
-        found = dict.fromkeys(names.values(), float(timed["curr"]) / 1e3) | {"std": 0.0}
-    first = float(warmup.get("first") or warmup["curr"]) / 1e3
-    return first, {"count": float(timed["count"]), **found}
-
-
-def _statistics(said: str) -> list[str]:
-    # The profile ends with such a line too; it is not of inferences.
-    return re.findall(r"^(?:[A-Z]+: )?(count=.*)$", said, re.MULTILINE)
-
-
-def parse_delegates(said: str) -> list[dict[str, Any]]:
-    """What the runtime logs of each delegate that took operators: `name`, `nodes`, `of`."""
-    return [
-        {"name": name, "nodes": int(nodes), "of": int(of)}
-        for nodes, of, name in re.findall(
-            r"Replacing (\d+) out of (\d+) node\(s\) with delegate \(([^)]*)\)", said
-        )
-    ]
-
-
-def parse_asked(said: str) -> str | None:
-    """How much the delegate asked for runs: `completely`, `partially`, `not`; None if untold."""
-    if re.search(r"Explicitly applied .* delegate, and the model graph will be completely", said):
-        return "completely"
-    if re.search(r"Explicitly applied .* delegate, and the model graph will be partially", said):
-        return "partially"
-    if re.search(r"Though .* delegate is explicitly applied, the model graph will not", said):
-        return "not"
-    return None
-
-
-def parse_profile(text: str) -> list[dict[str, Any]]:
-    """Time of each operator from the CSV profile: `type`, `name`, `mean_ms`, `calls`.
-
-    Operators in the order in which they ran. A type may hold commas; names hold none.
-    """
-    _, _, runs = text.partition("Operator-wise Profiling Info for Regular Benchmark Runs")
-    _, _, table = runs.partition("Run Order")
-    lines = table.splitlines()[1:]
-    if not lines:
-        return []
-    columns = [column.strip() for column in lines[0].split(",")]
-    if not {"node type", "avg_ms", "times called", "name"} <= set(columns):
-        return []
-    found = []
-    for line in lines[1:]:
-        cells = [cell.strip() for cell in line.split(",")]
-        extra = len(cells) - len(columns)
-        if extra < 0:
-            break
-        row = dict(zip(columns[1:], cells[extra + 1 :], strict=True))
-        found.append(
-            {
-                "type": ", ".join(cells[: extra + 1]),
-                "name": row["name"].strip('"'),
-                "mean_ms": float(row["avg_ms"]),
-                "calls": int(row["times called"]),
-            }
-        )
-    return found
 
 
 # ------------------------------------------------------------------ one job
@@ -798,8 +702,3 @@ def _pairs(said: str) -> list[tuple[str, str]]:
 
 def _left(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.1)
-
-
-def _last(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"

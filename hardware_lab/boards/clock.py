@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from coralline.runtime.power import Window
 
+MOST_DRIFT = 500e-6
+"""Faster does no clock drift (RFC 5905, appendix A: MAXFREQ); more is the readings' error."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -43,8 +46,10 @@ class Relation:
         """Times of the board on the clock of the lab's host, CLOCK_MONOTONIC."""
         first, last = self.before, self.after
         drift = (last.ahead_s - first.ahead_s) / (last.at_s - first.at_s)
+        drift = min(max(drift, -MOST_DRIFT), MOST_DRIFT)
         at = np.asarray(board_s, dtype=np.float64)
-        return at + first.ahead_s + drift * (at - first.at_s)
+        middle_s, ahead_s = (first.at_s + last.at_s) / 2, (first.ahead_s + last.ahead_s) / 2
+        return at + ahead_s + drift * (at - middle_s)
 
     def windows(self, marked: Sequence[tuple[str, float, float, int]]) -> tuple[Window, ...]:
         """Windows on the lab's clock, from name, begin, end and inferences on the board's."""

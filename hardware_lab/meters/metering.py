@@ -38,6 +38,7 @@ def metered(meter: Meter | None, task: Task, run: Callable[[float], Measurement]
             device = recording.identify()
             recording.start()
         except CorallineError as error:
+            recording.end()  # one that hangs might take time from what is measured
             return _without(run(0.0), error)
         measured = run(meter.idle_s)
         try:

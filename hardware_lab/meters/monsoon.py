@@ -12,6 +12,7 @@ Tested through the package monsoon with the USB device replaced, never on an ins
 from __future__ import annotations
 
 import time
+from array import array
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Thread
@@ -100,7 +101,7 @@ class MonsoonStream:
             ) from None
         self._references = calibrationData()
         self._arrivals = Arrivals(HZ)
-        self._rows: list[tuple[int, float, float]] = []
+        self._rows = array("d")  # index, current and voltage of each sample
         self._over, self._first = Event(), Event()
         self._failure: DeviceError | None = None
         self._reader = Thread(target=self._read, daemon=True)
@@ -131,7 +132,7 @@ class MonsoonStream:
 
     def data(self) -> Trace:
         """Power, voltage and current of the main channel."""
-        index, amperes, volts = np.array(self._rows).T
+        index, amperes, volts = np.array(self._rows).reshape(-1, 3).T
         t_s, bound_s = self._arrivals.times(index)
         return Trace(
             t_s,
@@ -184,7 +185,7 @@ class MonsoonStream:
                 )
                 amperes = value / 1e3
             volts = sample[VOLTAGE] * self._monsoon.ADCRatio * self._monsoon.mainvoltageScale
-            self._rows.append((index, amperes, volts))
+            self._rows.extend((index, amperes, volts))
             self._first.set()
 
     def _scaled(self, raw: int, coarse: bool, scale: float, offset: float) -> float:

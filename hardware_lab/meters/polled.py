@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from threading import Event, Thread
 
@@ -25,7 +26,7 @@ class Poller:
     def __init__(self, read: Callable[[], Sequence[float]], period_s: float) -> None:
         self._read, self._period_s = read, period_s
         self._over = Event()
-        self._rows: list[tuple[float, float, Sequence[float]]] = []
+        self._rows = array("d")  # begin and end of a call, and a number a channel
         self._failure: DeviceError | None = None
         self._thread = Thread(target=self._run, daemon=True)
 
@@ -53,9 +54,9 @@ class Poller:
     def samples(self) -> tuple[Samples, Samples, float]:
         """When each was taken, float64 (N,); channels, float64 (C, N); and how far these times
         may be off: half of the time that a call takes, and no more than one in a hundred more."""
-        begun, ended = (np.array([row[i] for row in self._rows]) for i in (0, 1))
-        values = np.array([row[2] for row in self._rows], dtype=np.float64).T
-        return (begun + ended) / 2, values, float(np.percentile(ended - begun, 99)) / 2
+        begun, ended, *values = np.array(self._rows).reshape(-1, 2 + self._channels).T
+        bound_s = float(np.percentile(ended - begun, 99)) / 2
+        return (begun + ended) / 2, np.array(values), bound_s
 
     def _run(self) -> None:
         due = time.monotonic() + self._period_s
@@ -70,4 +71,5 @@ class Poller:
     def _take(self) -> None:
         begun = time.monotonic()
         values = self._read()
-        self._rows.append((begun, time.monotonic(), values))
+        self._channels = len(values)
+        self._rows.extend((begun, time.monotonic(), *values))

@@ -83,7 +83,7 @@ class Ppk2Stream:
             ) from None
         port = self._meter.port or self._only(PPK2_API.list_devices())
         try:
-            self._kit: Any = PPK2_API(port, timeout=1, write_timeout=1)
+            self._kit: Any = PPK2_API(port, timeout=1, write_timeout=1, exclusive=True)
         except SerialException as error:
             raise DeviceError(
                 f"{self._where}: {port} cannot be opened ({error}); connect the kit, and add the "
@@ -111,8 +111,7 @@ class Ppk2Stream:
         self._kit.set_source_voltage(round(1000 * self._meter.volts))
         if self._meter.mode == "source":
             self._kit.toggle_DUT_power("ON")
-        self._amperes: list[Any] = []
-        self._counters: list[Any] = []
+        self._means = _Means()
         self._arrivals = Arrivals(HZ)
         self._over, self._first = Event(), Event()
         self._failure: DeviceError | None = None
@@ -142,25 +141,19 @@ class Ppk2Stream:
 
     def data(self) -> Trace:
         """Means of a millisecond, with the share of samples that was lost in each."""
-        amperes, counters = np.concatenate(self._amperes), np.concatenate(self._counters)
-        index = _indices(counters)
-        bins = index // PER_MEAN
-        counts = np.bincount(bins)
-        there = np.flatnonzero(counts)[1:-1]  # the first and the last are parts
-        if len(there) < 2:
-            raise DeviceError(f"{self._where}: the kit sent no more than {len(index)} samples")
-        means = np.bincount(bins, amperes)[there] / counts[there]
-        middles = np.bincount(bins, index)[there] / counts[there]
+        counts, amperes, middles = self._means.whole()
+        if len(counts) < 2:
+            raise DeviceError(f"{self._where}: the kit sent {len(counts)} ms of samples")
         t_s, bound_s = self._arrivals.times(middles)
         return Trace(
             t_s,
-            power_w=means * self._meter.volts,
-            channels={"current_a": means, "lost_share": 1 - counts[there] / PER_MEAN},
+            power_w=amperes * self._meter.volts,
+            channels={"current_a": amperes, "lost_share": 1 - counts / PER_MEAN},
             bound_s=bound_s,
         )
 
     def _read(self) -> None:
-        rest, last, seen = b"", None, -1
+        rest, last, seen = b"", None, 0
         while not self._over.wait(READ_S):
             try:
                 data = rest + self._kit.get_data()
@@ -174,12 +167,12 @@ class Ppk2Stream:
             if not words:
                 continue
             counters = np.array(struct.unpack(f"<{whole // 4}I", words)) >> 18 & 0x3F
-            joined = counters if last is None else np.concatenate([[last], counters])
-            seen += int(_indices(joined)[-1]) + (last is None)
-            last = counters[-1]
-            self._arrivals.note(seen)
-            self._counters.append(counters)
-            self._amperes.append(np.array(self._kit.get_samples(words)[0]) / 1e6)
+            # The counter has six bits: of 64 samples or more that are lost at once, it tells less.
+            steps = np.diff(counters, prepend=counters[0] - 1 if last is None else last) % 64
+            index = seen - 1 + np.cumsum(np.where(steps == 0, 64, steps))
+            seen, last = int(index[-1]) + 1, counters[-1]
+            self._arrivals.note(seen - 1)
+            self._means.add(index, np.array(self._kit.get_samples(words)[0]) / 1e6)
             self._first.set()
 
     def _only(self, ports: list[str]) -> str:
@@ -189,10 +182,27 @@ class Ppk2Stream:
         return ports[0]
 
 
-def _indices(counters: Any) -> Any:
-    """Index of each sample from 0, lost ones counted; more than 63 lost at once count for less.
+class _Means:
+    """Means of PER_MEAN samples each, made as the samples come."""
 
-    int64 (N,) for counters of six bits, int64 (N,).
-    """
-    steps = np.diff(counters) % 64
-    return np.concatenate([[0], np.cumsum(np.where(steps == 0, 64, steps))])
+    def __init__(self) -> None:
+        # Count, sum of currents and sum of indices, by number of the mean.
+        self._sums: dict[int, list[float]] = {}
+
+    def add(self, index: Any, amperes: Any) -> None:
+        """Samples in order: int64 (N,) from 0, lost ones counted, and float64 (N,)."""
+        bins = index // PER_MEAN
+        first = int(bins[0])
+        counts = np.bincount(bins - first)
+        currents, indices = (np.bincount(bins - first, row) for row in (amperes, index))
+        for number in np.flatnonzero(counts):
+            sums = self._sums.setdefault(first + int(number), [0.0, 0.0, 0.0])
+            for i, part in enumerate((counts, currents, indices)):
+                sums[i] += float(part[number])
+
+    def whole(self) -> tuple[Any, Any, Any]:
+        """Samples in each mean, their mean current and mean index; without the first and the
+        last, which are parts. Three float64 (M,)."""
+        sums = np.array(list(self._sums.values())[1:-1]).reshape(-1, 3)
+        counts, currents, indices = sums.T
+        return counts, currents / counts, indices / counts

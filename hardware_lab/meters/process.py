@@ -88,7 +88,7 @@ class Recording:
         return read_trace(path)
 
     def end(self) -> None:
-        """End the process."""
+        """End the process; again, if need be."""
         assert self._child.stdin and self._child.stdout and self._child.stderr
         with suppress(BrokenPipeError):
             self._child.stdin.close()

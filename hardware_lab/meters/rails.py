@@ -96,6 +96,7 @@ class PerfettoRails:
             f"rm -f {shlex.quote(self._file)}; echo {shlex.quote(config)} | "
             f"perfetto --txt -c - -o {shlex.quote(self._file)} --background-wait",
             "cannot record power rails",
+            time_limit_s=2 * COMMAND_S,
         )
         found = re.findall(r"^\d+$", said.strip(), re.MULTILINE)
         if not found:
@@ -107,6 +108,7 @@ class PerfettoRails:
     def stop(self) -> None:
         """Have the counters read once more, end Perfetto and fetch its trace."""
         time.sleep(2e-3 * self._meter.poll_ms)
+        self._phone.open()  # adb's server may be another one by now
         self._relation = Relation(self._before, self._phone.clock())
         # It writes the file when it ends; a tenth of a second a try.
         tries = int(10 * COMMAND_S)

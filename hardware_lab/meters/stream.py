@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 
 import numpy as np
 
@@ -21,16 +22,16 @@ class Arrivals:
 
     def __init__(self, hz: float) -> None:
         self._hz = hz
-        self._noted: list[tuple[float, float]] = []
+        self._noted = array("d")  # index and time of each
 
     def note(self, index: float) -> None:
         """The sample of this index, from 0 and with lost ones counted, has just arrived."""
-        self._noted.append((float(index), time.monotonic()))
+        self._noted.extend((index, time.monotonic()))
 
     def times(self, indices: Samples) -> tuple[Samples, float]:
         """When samples were taken, float64 like `indices`, and how far that may be off: by how
         much later than the soonest the others arrive."""
-        index, at = np.array(self._noted).T
+        index, at = np.array(self._noted).reshape(-1, 2).T
         late = at - index / self._hz
         slope, zero = 0.0, late.min()
         if at[-1] - at[0] >= DRIFT_S:

@@ -30,7 +30,7 @@ from hardware_lab.nights import NAME as NIGHTLY
 from hardware_lab.service import files, trending, views
 from hardware_lab.service.charts import Chart
 from hardware_lab.service.gate import ADMINS, ANYONE, COOKIE, Caller, Gate, limited
-from hardware_lab.service.results import Result, describe, describe_power
+from hardware_lab.service.results import Result, describe, describe_power, traces_of
 from hardware_lab.service.trending import Trends
 from hardware_lab.store import Store
 from hardware_lab.trends import CONFIDENCE
@@ -182,9 +182,8 @@ class Pages:
     def _result(self, job_id: str, attempt: int) -> Result:
         return describe(self.store.result(job_id))
 
-    def _power(self, job_id: str, attempt: int) -> Chart | None:
-        files = self.store.files(job_id)
-        return describe_power(self.store.artifacts, files, self.result(job_id, attempt))
+    def _power(self, job_id: str, attempt: int, traces: tuple[str, ...]) -> Chart:
+        return describe_power(self.store.artifacts, traces, self.result(job_id, attempt))
 
 
 async def _form(request: Request) -> dict[str, str]:
@@ -249,11 +248,12 @@ def pages(store: Store, gate: Gate) -> tuple[Pages, list[APIRouter]]:
         is_open = one.state in ("queued", "running")
         has_result = one.state in ("done", "invalid")
         result = renderer.result(one.id, one.attempt) if has_result else None
+        kept = store.files(job_id)
         drawn = [] if result is None else [*result.charts]
         problems = []
-        if has_result:
+        if result is not None and (traces := traces_of(kept)):
             try:
-                drawn += filter(None, [renderer.power(one.id, one.attempt)])
+                drawn.append(renderer.power(one.id, one.attempt, traces))
             except CorallineError as error:
                 problems.append(f"The power trace cannot be shown: {error}")
         context = {
@@ -262,7 +262,7 @@ def pages(store: Store, gate: Gate) -> tuple[Pages, list[APIRouter]]:
             "result": result,
             "charts": drawn,
             "problems": problems,
-            "files": store.files(one.id),
+            "files": kept,
             "running": views.running(one, store.now()) if one.state == "running" else None,
             "ahead": store.glance.ahead(one.id) if one.state == "queued" else 0,
             "may_cancel": is_open and caller.role == "admin",

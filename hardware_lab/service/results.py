@@ -166,8 +166,17 @@ def describe(found: Measurement | Comparison) -> Result:
     )
 
 
-def describe_power(artifacts: Artifacts, files: Files, result: Result) -> Chart | None:
-    """What the meter saw; None when there was none. Of a comparison, all turns in their order.
+def traces_of(files: Files) -> tuple[str, ...]:
+    """The artifacts with what the meter saw: one, or one a turn of a comparison."""
+    kept = files.kept.items()
+    return tuple(file.ref for name, file in kept if Path(name).name == TRACE_FILE)
+
+
+def describe_power(artifacts: Artifacts, refs: Sequence[str], result: Result) -> Chart:
+    """What the meter saw.
+
+    Args:
+        refs: At least one; see `traces_of`.
 
     Raises:
         DeviceError: The artifact store does not answer.
@@ -175,14 +184,11 @@ def describe_power(artifacts: Artifacts, files: Files, result: Result) -> Chart 
     """
     traces = []
     with TemporaryDirectory() as folder:
-        for name, file in files.kept.items():
-            if Path(name).name == TRACE_FILE:
-                path = Path(folder) / TRACE_FILE
-                download(artifacts, file.ref, path, Patience(name, FETCH_S, never))
-                traces.append(read_trace(path))
-                path.unlink()
-    if not traces:
-        return None
+        for ref in refs:
+            path = Path(folder) / TRACE_FILE
+            download(artifacts, ref, path, Patience("the power trace", FETCH_S, never))
+            traces.append(read_trace(path))
+            path.unlink()
     traces.sort(key=lambda trace: float(trace.t_s[0]))
     bounded = [
         PowerTrace(

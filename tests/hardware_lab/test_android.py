@@ -26,7 +26,7 @@ from coralline.runtime.measurement import Measurement
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
 from coralline.tflite.split import split_model
-from hardware_lab.boards import Task, android
+from hardware_lab.boards import Task, android, benchmark_output
 from hardware_lab.boards.adb import Adb
 from hardware_lab.boards.android import Android
 from hardware_lab.boards.ssh import file_digest
@@ -270,7 +270,7 @@ def test_what_delegates_prove(
         for name, nodes, of in said
     )
     board = Android("phone", binary="b", **options)
-    assert board._proof(android.parse_delegates(text), None) == (ran, share)
+    assert board._proof(benchmark_output.parse_delegates(text), None) == (ran, share)
 
 
 def test_older_programs_tell_only_how_much() -> None:
@@ -279,16 +279,34 @@ def test_older_programs_tell_only_how_much() -> None:
         "Explicitly applied GPU delegate, and the model graph will be completely executed by the "
         "delegate."
     )
-    assert board._proof([], android.parse_asked(complete)) == ("gpu", 1.0)
+    assert board._proof([], benchmark_output.parse_asked(complete)) == ("gpu", 1.0)
     partial = complete.replace("completely", "partially")
-    assert board._proof([], android.parse_asked(partial)) == ("gpu+cpu", None)
+    assert board._proof([], benchmark_output.parse_asked(partial)) == ("gpu+cpu", None)
 
 
 # ------------------------------------------------------------------ what is printed
 
 
+def test_phases_as_programs_print_them() -> None:
+    said, phases = benchmark_output.parse_stamped(
+        "10.50 INFO: Loaded model m.tflite\n"
+        "11.00 INFO: Running benchmark for at least 3 iterations and at least 0.5 seconds but "
+        "terminate if exceeding 150 seconds.\n"
+        "11.20 INFO: count=3 first=900 curr=800 min=800 max=900 avg=850 std=40\n"
+        "11.20 \n"
+        "11.30 INFO: Running benchmark for at least 50 iterations and at least 1 seconds but "
+        "terminate if exceeding 150 seconds.\n"
+        "12.80 INFO: count=50 curr=800(all same)\n"
+        "12.90 INFO: count=9 of something else\n"
+    )
+    assert phases == [(11.0, 11.2, 3), (11.3, 12.8, 50)]
+    assert said.splitlines()[0] == "INFO: Loaded model m.tflite"
+    assert benchmark_output.parse_latency(said.partition("\nINFO: count=9")[0])[1]["count"] == 50
+    assert benchmark_output.parse_stamped("11.00 count=5 curr=3\n") == ("count=5 curr=3", [])
+
+
 def test_latencies_as_programs_print_them() -> None:
-    first, found = android.parse_latency(
+    first, found = benchmark_output.parse_latency(
         "INFO: Running benchmark for at least 1 iterations\n"
         "INFO: count=2 first=328140 curr=309932 min=309932 max=328140 avg=319036 std=9104\n\n"
         "INFO: count=50 first=307215 curr=309783 min=305938 max=333030 avg=3.0935e+05 std=4411 "
@@ -305,10 +323,10 @@ def test_latencies_as_programs_print_them() -> None:
         "mean": pytest.approx(309.35),
         "std": 4.411,
     }
-    first, found = android.parse_latency("count=1 curr=12\n\ncount=4 curr=10(all same)\n")
+    first, found = benchmark_output.parse_latency("count=1 curr=12\n\ncount=4 curr=10(all same)\n")
     assert first == 0.012 and found["count"] == 4 and found["p95"] == 0.01 and found["std"] == 0
     with pytest.raises(DeviceError, match=r"tells no latencies \(Aborted\)"):
-        android.parse_latency("count=1 curr=12\nAborted\n")
+        benchmark_output.parse_latency("count=1 curr=12\nAborted\n")
 
 
 # ------------------------------------------------------------------ faults

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import typer
-from power_sources import rapl_tree, write_power
+from power_sources import meter_processes, rapl_tree, write_power
 from scripted_board import measurement
 
 from coralline.errors import DeviceError, UserError
@@ -119,7 +118,7 @@ def test_a_meter_that_fails_costs_the_energy_alone(tmp_path: Path, step: str) ->
     assert measured.energy is None and measured.energy_mj_per_inference is None
     assert measured.meter is None and measured.energy_source is None
     assert any(mark.startswith("no energy: ") and "none" in mark for mark in measured.marks)
-    assert not psutil.Process().children()
+    assert not meter_processes()
 
 
 def test_a_meter_that_hangs_holds_nobody_up(
@@ -134,7 +133,7 @@ def test_a_meter_that_hangs_holds_nobody_up(
     measured = metered(replay(tmp_path / "never.csv"), task(), run)
     assert measured.latency_ms and measured.energy is None
     assert any("no energy: meter 'm': no answer in 0.5 s" in mark for mark in measured.marks)
-    assert not psutil.Process().children()
+    assert not meter_processes()
 
 
 def test_a_trace_that_ends_too_soon_is_no_energy(tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_a_board_that_fails_ends_its_meter(tmp_path: Path) -> None:
 
     with pytest.raises(DeviceError, match="on fire"):
         metered(replay(write_power(tmp_path / "p.csv", 3.0)), task(), run)
-    assert not psutil.Process().children()
+    assert not meter_processes()
 
 
 @dataclass(frozen=True)

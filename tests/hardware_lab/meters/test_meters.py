@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from power_sources import rapl_tree, write_power
+from power_sources import meter_processes, rapl_tree, write_power
 
 from coralline.errors import DeviceError, UserError
 from coralline.runtime.energy import mean_power
@@ -50,7 +50,7 @@ def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             recording.stop()
     finally:
         recording.end()
-    assert not psutil.Process().children()
+    assert not meter_processes()
 
 
 def test_nobody_waits_for_one_that_is_not_wanted(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_one_that_dies_says_why(tmp_path: Path) -> None:
     recording = Recording(Replay(name="m", at="wall", path="x.csv"))
     try:
         recording.identify()
-        (child,) = psutil.Process().children()
+        (child,) = meter_processes()
         child.kill()
         with pytest.raises(DeviceError, match="meter 'm': its driver ended"):
             recording.start()

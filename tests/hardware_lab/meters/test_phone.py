@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import benchmark_program
-import numpy as np
 import perfetto_program
 import psutil
 import pytest
@@ -59,9 +58,9 @@ def rails(phone: AdbDevice, tmp_path: Path) -> Rails:
     return Rails(name="odpm", serial=phone.serial, poll_ms=100, folder=str(tmp_path), idle_s=0.6)
 
 
-def is_recording() -> bool:
-    program = perfetto_program.__file__
-    return any(program in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
+def is_recording(rails: Rails) -> bool:
+    file = f"{rails.folder}/coralline-{rails.name}.pftrace"
+    return any(file in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
 
 
 # ------------------------------------------------------------------ the battery
@@ -101,7 +100,7 @@ def test_the_rails(rails: Rails, tmp_path: Path) -> None:
     assert found["seconds"] > 0.6 and found["samples"] > 5
     assert before - 1 < trace.t_s[0] and trace.t_s[-1] < time.monotonic() + 1
     assert set(trace.channels) == {"cpu.big_j", "gpu.main_j"}
-    assert not is_recording() and not list(tmp_path.glob("*.pftrace"))
+    assert not is_recording(rails) and not list(tmp_path.glob("*.pftrace"))
 
 
 def test_rails_in_a_trace() -> None:
@@ -162,7 +161,7 @@ def test_a_metered_phone(rails: Rails, phone: AdbDevice, tmp_path: Path) -> None
     assert record.idle_w == pytest.approx(1.5, rel=0.05)
     assert found.energy_mj_per_inference == spent.gross_mj
     assert "energy_mj_per_inference" in found.summary()
-    assert (tmp_path / "power.parquet").exists() and not is_recording()
+    assert (tmp_path / "power.parquet").exists() and not is_recording(rails)
 
 
 def test_a_program_that_fails_when_metered(phone: AdbDevice, tmp_path: Path) -> None:
@@ -193,9 +192,13 @@ def test_the_clock_of_a_phone(phone: AdbDevice) -> None:
 
 
 def test_clocks_that_drift() -> None:
-    # The board's clock gains 1 in 1000, and was 50 s behind at the beginning.
-    relation = Relation(Reading(0.0, 50.0, 0.001), Reading(1001.0, 49.0, 0.004))
-    assert relation.lab_s([0.0, 500.5, 1001.0]) == pytest.approx([50, 550, 1050])
-    (window,) = relation.windows([("alone", 0.0, 1001.0, 7)])
+    # The board's clock gains 4 in 10,000, and was 50 s behind at the beginning.
+    relation = Relation(Reading(0.0, 50.0, 0.001), Reading(1000.4, 49.6, 0.004))
+    assert relation.lab_s([0.0, 500.2, 1000.4]) == pytest.approx([50, 550, 1050])
+    (window,) = relation.windows([("alone", 0.0, 1000.4, 7)])
     assert (window.begin_s, window.end_s, window.bound_s) == pytest.approx((50, 1050, 0.004))
-    assert np.isscalar(window.begin_s)
+
+
+def test_readings_close_together_tell_no_drift() -> None:
+    relation = Relation(Reading(0.0, 50.0, 0.01), Reading(1.0, 50.01, 0.01))
+    assert relation.lab_s([0.0, 1.0]) == pytest.approx([50.00475, 51.00525])

@@ -18,13 +18,19 @@ ENGINE ?= docker
 REGISTRY ?=
 VERSION := 0.1.0
 
-.PHONY: help demo test bench bench-staging bench-lab lint docs env dev images requirements clean
+.PHONY: help demo up down test bench bench-staging bench-lab lint docs env dev images requirements clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
 demo: env  ## Run the pipeline `respect` on real models and say where to look
 	$(BIN)/coralline pipeline run respect
+
+up: env  ## Start MLflow, its S3 store, a lab's service and runner here, or what is missing
+	$(BIN)/coralline up
+
+down:  ## End what `make up` started; what it kept stays
+	[ ! -x $(BIN)/coralline ] || $(BIN)/coralline down
 
 test: dev  ## Run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

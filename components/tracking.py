@@ -284,7 +284,7 @@ def _create_parent(
 
 
 def _runs_by_item(client: MlflowClient, experiment_id: str, execution: str) -> dict[str, Run]:
-    found = _all_runs(client, experiment_id, f"tags.execution = '{execution}'")
+    found = all_runs(client, experiment_id, f"tags.execution = '{execution}'")
     return {run.data.tags["item"]: run for run in found}
 
 
@@ -399,7 +399,8 @@ def _experiment(client: MlflowClient, uri: str) -> str:
     return str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
 
-def _all_runs(client: MlflowClient, experiment_id: str, query: str) -> list[Run]:
+def all_runs(client: MlflowClient, experiment_id: str, query: str) -> list[Run]:
+    """All runs of an experiment that a filter string finds, however many."""
     found: list[Run] = []
     token = None
     while True:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from pipelines import server_cli
+from pipelines import compare_cli, server_cli
 
 
 def add(app: typer.Typer) -> None:
@@ -24,6 +25,8 @@ def add(app: typer.Typer) -> None:
         compile_
     )
     verb.command("list", epilog="Example: coralline pipeline list")(list_)
+    verb.command("cost", epilog="Example: coralline pipeline cost latest")(cost)
+    compare_cli.add(verb)
     server_cli.add(verb)
     app.add_typer(verb, name="pipeline")
 
@@ -79,3 +82,46 @@ def list_(json: bool = typer.Option(False, "--json", help="Print one JSON object
         output.print_json({"pipelines": list(NAMES)})
     else:
         typer.echo("\n".join(NAMES))
+
+
+def cost(
+    run: str = typer.Argument("latest", help="latest, latest~1, or the id or name of a run."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """Say what a run cost: minutes by step, memory, and what it keeps in MLflow and in the lab."""
+    from components.costing import run_cost
+    from components.tracking import tracking_uri
+    from coralline.cli import output
+
+    found = run_cost(tracking_uri(), run)
+    if json:
+        output.print_json(found)
+    else:
+        _print_cost(found)
+
+
+def _print_cost(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from coralline.devices.model import MIB
+
+    console = Console()
+    table = Table(title=escape(found["name"]), title_justify="left")
+    for column in ("step", "s", "processor s", "most memory MiB"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    for step in found["steps"]:
+        table.add_row(
+            escape(step["step"]),
+            f"{step['seconds']:.1f}",
+            f"{step['cpu_seconds']:.1f}",
+            f"{step['peak_bytes'] / MIB:.0f}",
+        )
+    console.print(table)
+    console.print(
+        f"{found['minutes']:.1f} minutes in all; MLflow keeps {found['bytes'] / MIB:.2f} MiB in "
+        f"{found['files']} files, {found['runs']} runs and {found['rows']} rows of them; the lab "
+        f"keeps {found['lab_jobs']} jobs",
+        soft_wrap=True,
+    )

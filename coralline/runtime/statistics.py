@@ -133,11 +133,21 @@ def drift(
     first, last = samples[at <= at[0] + window], samples[at >= at[-1] - window]
     if min(len(first), len(last)) < 2:
         return None
+    return ratio_of_medians(first, last, confidence)
+
+
+def ratio_of_medians(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Median of b over median of a, with its bootstrap interval.
+
+    Args:
+        a, b: Samples above 0, two at least of each.
+    """
+    before, after = (np.asarray(values, dtype=np.float64) for values in (a, b))
     rng = np.random.default_rng(0)
-    ratios = _medians(last, rng) / _medians(first, rng)
+    ratios = _medians(after, rng) / _medians(before, rng)
     tail = (1 - confidence) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
-    return Estimate(float(np.median(last) / np.median(first)), float(low), float(high))
+    return Estimate(float(np.median(after) / np.median(before)), float(low), float(high))
 
 
 def ratio_of_blocks(

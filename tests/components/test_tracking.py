@@ -153,6 +153,13 @@ def test_an_execution_is_recorded_once(
     assert champion.digest == registry.file_digest(fetched)
 
 
+README = (Path(__file__).parents[2] / "mlflow" / "README.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    return [block.split("```")[0].strip() for block in README.split(f"```{kind}\n")[1:]]
+
+
 def test_the_python_of_the_documentation_works(
     sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,21 +167,59 @@ def test_the_python_of_the_documentation_works(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite)
     write_json(chain("net", 9), tmp_path / "graph.json")
-    text = (Path(__file__).parents[2] / "mlflow" / "README.md").read_text()
     found: dict[str, Any] = {}
-    for block in text.split("```python\n")[1:]:
-        exec(block.split("```")[0], found)
-
-    def ids(name: str) -> list[str]:
-        return [run.info.run_id for run in found[name]]
-
-    simulated, host, _ = recorded.children
-    assert sorted(ids("fastest")) == sorted([simulated, host])
-    assert ids("measured") == [host]
-    assert ids("near_optimal") == ids("mispredicted") == []
-    assert ids("executions") == [recorded.parent]
+    for block in blocks("python"):
+        exec(block, found)
+    [fastest] = found["fastest"]
+    assert fastest.info.run_id == recorded.children[1]
+    assert [run.info.run_id for run in found["executions"]] == [recorded.parent]
     assert int(found["champion"].version) == recorded.policy_version
     assert json.loads(found["plan"])["n_stages"] == 4
+
+
+def test_the_filters_of_the_documentation_find_what_they_say(sqlite: str, tmp_path: Path) -> None:
+    graph = chain("resnet50", 9)
+    plans = [plan_of(graph, planner, 4) for planner in ("exact", "uniform")]
+    execution = an_execution(
+        tmp_path,
+        id="20261121-093000-1a2b3c",
+        code_version="0123456789ab",
+        plans=plans,
+        measurements=[
+            measure(plans[0], stage_busy_ms=((1.0, 1.0),) * 4, transfer_ms=((0.0, 0.0),) * 4),
+            measure_on_host(plans[1], started_at="2026-11-24T03:00:00+00:00"),
+        ],
+        costs=[StepCost("train-policy", 1, 0, None, 61.0, 4.0, 2**30)],
+    )
+    recorded = record(execution, sqlite)
+    tracking.record_failure("20261121-100000-000000", "respect", "v", "dispatch", "no", sqlite)
+    parent, simulated, host = recorded.parent, *recorded.children
+    client = tracking._client(sqlite)
+
+    def found(query: str) -> set[str]:
+        return {run.info.run_id for run in client.search_runs([recorded.experiment_id], query)}
+
+    answers = [found(query) for query in blocks("filter")]
+    [failed] = answers[4]
+    assert client.get_run(failed).data.tags["error"] == "no"
+    assert answers == [
+        {host},
+        {host},
+        {host},  # of the planner `uniform`
+        {simulated},
+        {failed},
+        {parent},
+        {parent},
+        {parent, simulated, host},
+        {host},
+        {parent, simulated, host},
+    ]
+    # Each metric and tag that the tables name is there under that name, in some run.
+    runs = client.search_runs([recorded.experiment_id])
+    names = {name for run in runs for name in (*run.data.metrics, *run.data.tags)}
+    for name in ("board_kind", "measurement", "graph_digest", "latency_p99_ms", "gate_gap"):
+        assert name in names
+        assert f"`{name}`" in README
 
 
 def test_a_record_cut_short_is_completed(sqlite: str, tmp_path: Path) -> None:

@@ -27,8 +27,18 @@ REGION = "us-east-1"
 START_S = 120.0
 STOP_S = 20.0
 _BEHIND = {"account": "account", "container": "container", "object": "obj"}
-_PART_POWER = 6
-"""Of the rings: they say where each of 2 ** 6 parts lies, and there is one disk."""
+_RINGS = """
+import json, sys
+from swift.common.ring import RingBuilder
+
+for path, disk in json.load(sys.stdin).items():
+    builder = RingBuilder(6, 1, 0)  # 2 ** 6 parts, of one copy each
+    builder.add_dev({"id": 0, "region": 1, "zone": 1, "weight": 1.0, **disk})
+    builder.rebalance()
+    builder.get_ring().save(path)
+"""
+"""Says where each part lies. In a process of its own: what it imports, eventlet, changes how a
+process forks."""
 _PIPELINE = (
     "catch_errors listing_formats s3api tempauth copy slo dlo versioned_writes symlink proxy-server"
 )
@@ -155,8 +165,6 @@ class Server:
         )
 
     def _configure(self, ports: Mapping[str, int]) -> None:
-        from swift.common.ring import RingBuilder
-
         disk = make_folder(self._folder / "disks" / "d0")
         write_text(
             self._folder / "swift.conf",
@@ -167,12 +175,21 @@ class Server:
             f"[DEFAULT]\nswift_dir = {self._folder}\nuser = {_user()}\nworkers = 0\n"
             "log_level = WARNING\n"
         )
+        rings = {
+            str(self._folder / f"{name}.ring.gz"): {
+                "device": disk.name,
+                "ip": "127.0.0.1",
+                "port": port,
+            }
+            for name, port in ports.items()
+        }
+        program = [sys.executable, "-c", _RINGS]
+        done = subprocess.run(
+            program, input=json.dumps(rings), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise DeviceError(f"the S3 server cannot be set up: {done.stderr.strip()[-300:]}")
         for name, port in ports.items():
-            builder = RingBuilder(_PART_POWER, 1, 0)
-            place = {"device": disk.name, "ip": "127.0.0.1", "port": port}
-            builder.add_dev({"id": 0, "region": 1, "zone": 1, "weight": 1.0, **place})
-            builder.rebalance()
-            builder.get_ring().save(str(self._folder / f"{name}.ring.gz"))
             write_text(
                 self._folder / f"{name}.conf",
                 f"{common}bind_ip = 127.0.0.1\nbind_port = {port}\n"

@@ -49,6 +49,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.uploads = CapacityLimiter(files.UPLOADS)
+        app.state.results = CapacityLimiter(running.RESULTS_AT_ONCE)
         to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
 
@@ -98,8 +99,8 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         app.include_router(router)
 
     @app.get("/healthz", include_in_schema=False)
-    def healthz() -> Response:
-        """The process answers."""
+    async def healthz() -> Response:
+        """The process answers, even while all threads wait for a database that does not."""
         return PlainTextResponse("ok\n")
 
     @app.get("/readyz", include_in_schema=False)

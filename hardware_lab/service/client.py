@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 from uuid import uuid4
 
-from coralline.errors import UserError
+from coralline.errors import DeviceError, UserError
 from coralline.files import make_folder
 from coralline.home import home_folder
 from coralline.runtime.measurement import Measurement
@@ -245,8 +245,11 @@ class RemoteLab:
         self, job: Job, result: Measurement | Comparison, files: Files | None = None
     ) -> None:
         """As `Store.finish`."""
-        kept = {"result": result.to_json(), "files": files and files.to_json()}
-        self._http.ask("PUT", _attempt(job, "result"), body=kept)
+        try:
+            kept = {"result": result.to_json(), "files": files and files.to_json()}
+            self._http.ask("PUT", _attempt(job, "result"), body=kept)
+        except (ValueError, ArithmeticError, LookupError, TypeError) as error:
+            raise DeviceError(f"job {job.id}: its result is refused: {error}") from None
 
     def attach(self, job_id: str, attempt: int, files: Files) -> bool:
         """As `Store.attach`."""

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
+from urllib.parse import quote
 from uuid import uuid4
 
 from prometheus_client import (
@@ -152,7 +153,7 @@ class Observed:
             log.info(
                 "%s %s %d",
                 scope["method"],
-                scope["path"],
+                quote(scope["path"]),
                 status,
                 extra={
                     "request_id": request_id,

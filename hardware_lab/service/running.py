@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import HTTPException, Path, Query, Request
+from anyio import to_thread
+from fastapi import Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import TypeAdapter
-from starlette.concurrency import run_in_threadpool
 
 from coralline.errors import DeviceError, UserError
 from coralline.runtime.measurement import SCHEMA as MEASUREMENT
@@ -27,6 +27,8 @@ from hardware_lab.service.reading import store_of
 from hardware_lab.store import Job, Lease, Store
 
 MOST_RESULT_BYTES = 128 << 20
+RESULTS_AT_ONCE = 4
+"""So many are read at once; the others wait, and other requests do not wait for them."""
 RESULTS: dict[str, TypeAdapter[Any]] = {
     MEASUREMENT: TypeAdapter(Measurement),
     COMPARISON: TypeAdapter(Comparison),
@@ -105,7 +107,9 @@ async def finish(job_id: str, attempt: Attempt, request: Request) -> Response:
     """
     # A million samples take seconds to parse, and nobody's heartbeat may wait for them.
     body = await request.body()
-    await run_in_threadpool(_finish, request, job_id, attempt, body)
+    await to_thread.run_sync(
+        _finish, request, job_id, attempt, body, limiter=request.app.state.results
+    )
     return Response(status_code=204)
 
 
@@ -118,7 +122,7 @@ def _finish(request: Request, job_id: str, attempt: int, body: bytes) -> None:
         result = read_result(kept.result)
     except ValueError as error:
         said = " ".join(str(error).split())[:500]
-        raise HTTPException(422, f"the result of job {job_id} is not one: {said}") from None
+        raise DeviceError(f"job {job_id}: what was measured is no result: {said}") from None
     store.finish(job, result, files)
     _count(request, job_id)
 

@@ -192,6 +192,24 @@ def test_the_disk_of_the_service_is_full(
     lab.finish(claimed, measurement(id=job.id))
 
 
+def test_a_result_that_is_refused(lab: Lab, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner goes on with other jobs, as it does when a database refuses."""
+    job = submit(lab)
+    claimed = claim(lab)
+    for result in (
+        measurement(id=job.id, latency_ms=(1.0, float("nan"))),
+        measurement(id=job.id, wall_s=0.0),
+    ):
+        for where in (lab, store):
+            with pytest.raises(DeviceError, match=f"job {job.id}: .*result") as caught:
+                where.finish(claimed, result)
+            assert not caught.value.retryable
+    monkeypatch.setattr("hardware_lab.service.running.ending.route_class.most_bytes", 100)
+    with pytest.raises(DeviceError, match="larger than 100 bytes"):
+        lab.finish(claimed, measurement(id=job.id))
+    assert store.job(job.id).state == "running"
+
+
 def test_what_a_job_comes_with(lab: Lab, store: Store) -> None:
     ref = lab.artifacts.put(BytesIO(b"raw"))
     files = Files({"raw/samples.parquet": File(ref, 3)}, "some were lost")

@@ -338,6 +338,8 @@ class Runner:
         try:
             found = self._workplace.models(work, limit_s=limit_s, stop=held.over)
         except DeviceError as error:
+            if not error.retryable:
+                raise
             if held.over() or math.isinf(self._patience_s):
                 raise UnfitError(f"{error}") from None
             raise SilentError(f"{error}") from None

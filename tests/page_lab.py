@@ -144,7 +144,7 @@ def page_lab(folder: Path, *, measured: bool = True) -> PageLab:
 
     if measured:
         _results(lab, folder)
-        _nights(lab)
+        spend_nights(lab)
     store.fail(lab.take(lab.submit("failed", EVIL)), RuntimeError(f"it broke {EVIL}"))
     lab.take(lab.submit("running", "sim"))
     lab.submit("second", "pi", priority=1)
@@ -175,10 +175,11 @@ def commit_of(night: int) -> str:
     return f"{night:010x}".ljust(40, "0")
 
 
-def _nights(lab: PageLab) -> None:
+def spend_nights(lab: PageLab, first: int = 0, end: int = NIGHTS) -> None:
+    """The nights from one to another; those from NIGHTS - SLOWER are slower."""
     series = Series("a_net", 2, "pi-nights")
     begun = datetime.now(UTC) - timedelta(days=NIGHTS)
-    for i in range(NIGHTS):
+    for i in range(first, end):
         labels = nights.labels("nightly", f"night {i}", series, commit_of(i))
         job = lab.store.submit(MODEL, Demand("pi-nights"), repetitions=1, warmup=0, labels=labels)
         factor = 1.3 if i >= NIGHTS - SLOWER else 1.0

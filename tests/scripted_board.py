@@ -13,7 +13,9 @@ from coralline.errors import DeviceError
 from coralline.runtime.child import Progress
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Task, here
+from hardware_lab.cooldown import Cooldown
 from hardware_lab.inventory import Inventory
+from hardware_lab.power import CommandSwitch
 
 
 def measurement(**changes: Any) -> Measurement:
@@ -86,6 +88,30 @@ class ScriptedBoard:
         line = f"{what} {self.name} {task.id} {os.getpid()}\n"
         with open(self.folder / "notes", "ab", buffering=0) as file:
             file.write(line.encode())
+
+
+@dataclass(frozen=True)
+class LitBoard(ScriptedBoard):
+    """Works while the light in its folder is on."""
+
+    def check(self) -> str:
+        if (self.folder / "light").read_text().strip() != "on":
+            raise DeviceError("no answer", retryable=True)
+        return "it is on"
+
+
+def lit_lab(folder: Path, cooldown: Cooldown | None = None) -> Inventory:
+    """Board b0, with a switch for its light."""
+    light = folder / "light"
+    switch = CommandSwitch(
+        on=f"sh -c 'echo on > {light}'", off=f"sh -c 'echo off > {light}'", pause_s=0.0
+    )
+    return Inventory(
+        {"b0": LitBoard("b0", folder)},
+        {"b0": {}},
+        power={"b0": switch},
+        cooldown={} if cooldown is None else {"b0": cooldown},
+    )
 
 
 def scripted_lab(folder: Path, count: int, seconds: float = 0.0) -> Inventory:

@@ -27,8 +27,33 @@ REGION = "us-east-1"
 START_S = 120.0
 STOP_S = 20.0
 _BEHIND = {"account": "account", "container": "container", "object": "obj"}
-_PART_POWER = 6
-"""Of the rings: they say where each of 2 ** 6 parts lies, and there is one disk."""
+_PROGRAM = """
+import os, signal, threading
+
+parent = os.dup(0)
+
+def end_with_parent():
+    os.read(parent, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=end_with_parent, daemon=True).start()
+from swift.{}.server import main
+
+main()
+"""
+"""One process of the server; it ends when its standard input does, however its parent ends."""
+_RINGS = """
+import json, sys
+from swift.common.ring import RingBuilder
+
+for path, disk in json.load(sys.stdin).items():
+    builder = RingBuilder(6, 1, 0)  # 2 ** 6 parts, of one copy each
+    builder.add_dev({"id": 0, "region": 1, "zone": 1, "weight": 1.0, **disk})
+    builder.rebalance()
+    builder.get_ring().save(path)
+"""
+"""Says where each part lies. In a process of its own: what it imports, eventlet, changes how a
+process forks."""
 _PIPELINE = (
     "catch_errors listing_formats s3api tempauth copy slo dlo versioned_writes symlink proxy-server"
 )
@@ -106,12 +131,14 @@ class Server:
         ports = {name: _free_port("127.0.0.1") for name in _BEHIND}
         self._configure(ports)
         for name, module in (*_BEHIND.items(), ("proxy", "proxy")):
-            program = f"from swift.{module}.server import main; main()"
             with open(self._folder / f"{name}.log", "ab") as log:
                 self._processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-c", program, self._folder / f"{name}.conf", "-v"],
-                        stdin=subprocess.DEVNULL,
+                        [
+                            *(sys.executable, "-c", _PROGRAM.format(module)),
+                            *(self._folder / f"{name}.conf", "-v"),
+                        ],
+                        stdin=subprocess.PIPE,
                         stdout=log,
                         stderr=log,
                     )
@@ -135,6 +162,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
         self._processes.clear()
 
     def make_bucket(self, name: str) -> None:
@@ -155,8 +184,6 @@ class Server:
         )
 
     def _configure(self, ports: Mapping[str, int]) -> None:
-        from swift.common.ring import RingBuilder
-
         disk = make_folder(self._folder / "disks" / "d0")
         write_text(
             self._folder / "swift.conf",
@@ -167,12 +194,21 @@ class Server:
             f"[DEFAULT]\nswift_dir = {self._folder}\nuser = {_user()}\nworkers = 0\n"
             "log_level = WARNING\n"
         )
+        rings = {
+            str(self._folder / f"{name}.ring.gz"): {
+                "device": disk.name,
+                "ip": "127.0.0.1",
+                "port": port,
+            }
+            for name, port in ports.items()
+        }
+        program = [sys.executable, "-c", _RINGS]
+        done = subprocess.run(
+            program, input=json.dumps(rings), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise DeviceError(f"the S3 server cannot be set up: {done.stderr.strip()[-300:]}")
         for name, port in ports.items():
-            builder = RingBuilder(_PART_POWER, 1, 0)
-            place = {"device": disk.name, "ip": "127.0.0.1", "port": port}
-            builder.add_dev({"id": 0, "region": 1, "zone": 1, "weight": 1.0, **place})
-            builder.rebalance()
-            builder.get_ring().save(str(self._folder / f"{name}.ring.gz"))
             write_text(
                 self._folder / f"{name}.conf",
                 f"{common}bind_ip = 127.0.0.1\nbind_port = {port}\n"

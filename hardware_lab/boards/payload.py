@@ -134,21 +134,32 @@ def wait_for_lock(lock: int) -> bool:
 
 
 def claim_files(files: str, wanted: list[str]) -> None:
-    """Check the digests of the files that a job wants; remove what no job has used for long."""
+    """Check the digests of the files that a job wants; remove what no job has used for long.
+
+    A board without a clock of its own may think that long has passed when it has just been told
+    the time: what another lab has just sent may be gone.
+    """
+    os.utime(os.path.abspath(__file__))
     for digest in wanted:
         path = os.path.join(files, digest)
         sha = hashlib.sha256()
-        with open(path, "rb") as data:
-            for block in iter(lambda: data.read(1 << 20), b""):
-                sha.update(block)
+        try:
+            with open(path, "rb") as data:
+                for block in iter(lambda: data.read(1 << 20), b""):
+                    sha.update(block)
+        except FileNotFoundError:
+            raise BoardError(
+                "a file kept on the board is gone; it is sent again", retryable=True
+            ) from None
         if sha.hexdigest() != digest:
             os.unlink(path)
             raise BoardError("a file kept on the board was damaged; it is removed", retryable=True)
         os.utime(path)
     for name in os.listdir(files):
         path = os.path.join(files, name)
-        if time.time() - os.stat(path).st_mtime > KEEP_S:
-            os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):  # another lab sends, and renames
+            if time.time() - os.stat(path).st_mtime > KEEP_S:
+                os.unlink(path)
 
 
 def run_worker(folder: str, lock: int) -> Any:
@@ -277,12 +288,19 @@ def package_version(name: str) -> Any:
 
 
 def load_edgetpu(load_delegate: Any, device: str) -> Any:
-    """The delegate of one accelerator, as libedgetpu selects it: `usb:0`, `pci:1`, `:0`."""
+    """The delegate of one accelerator, as libedgetpu selects it: `usb:0`, `pci:1`, `:0`.
+
+    An accelerator that the library does not find may have locked up, which another try, or cutting
+    its power, may help; a library that is not there stays away.
+    """
     try:
         return load_delegate(EDGETPU_LIBRARY, {"device": device})
     except (OSError, ValueError) as error:
         why = str(error).strip() or "the library found no such device"
-        raise BoardError(f"Edge TPU {device} cannot be opened ({why}): {EDGETPU_HINT}") from None
+        raise BoardError(
+            f"Edge TPU {device} cannot be opened ({why}): {EDGETPU_HINT}",
+            retryable=isinstance(error, ValueError),
+        ) from None
 
 
 def make_interpreter(path: str, threads: int, device: str) -> Any:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
+from anyio import to_thread
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
@@ -361,7 +362,7 @@ def pages(store: Store, gate: Gate) -> tuple[Pages, list[APIRouter]]:
             if error.status_code != 401:
                 raise
             context = {"next": then, "refused": "This token is not valid, or it has expired."}
-            return renderer.page(request, "sign_in", context, 401)
+            return await to_thread.run_sync(renderer.page, request, "sign_in", context, 401)
         answer = RedirectResponse(then, 303)
         answer.set_cookie(
             COOKIE,

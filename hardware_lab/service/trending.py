@@ -66,14 +66,17 @@ class Trends:
         Returns:
             Also whether newer ones are being judged.
         """
+        if name not in self.nightlies():
+            return (), False
         now = self._store.glance.ended_like(NAME, name, ACCEPTED)
         with self._lock:
             known = self._known.setdefault(name, _Known())
             known.take()
             if known.of != now and known.work is None:
                 known.work = now, self._pool.submit(self._judge, name)
-        if known.work is not None:
-            wait([known.work[1]], PATIENCE_S)
+            work = known.work
+        if work is not None:
+            wait([work[1]], PATIENCE_S)
         with self._lock:
             known.take()
             return known.trends, known.work is not None

@@ -58,6 +58,16 @@ def _place(request: pytest.FixtureRequest, home: Path) -> str:
     return url
 
 
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that end with the test."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture(scope="module")
 def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A server and keys of our own: this machine's stay as they are."""

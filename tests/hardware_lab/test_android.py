@@ -18,6 +18,7 @@ import psutil
 import pytest
 from adb_device import AdbDevice
 from benchmark_program import FAULTS
+from waiting import wait_for
 
 from coralline.devices.model import load_device
 from coralline.errors import DeviceError, UserError
@@ -474,13 +475,6 @@ def answers(call: Callable[[], object]) -> bool:
         assert error.retryable
         return False
     return True
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)
 
 
 # ------------------------------------------------------------------ what is missing

@@ -12,12 +12,14 @@ import pytest
 from scripted_board import ScriptedBoard, notes
 
 from coralline.errors import DeviceError
-from coralline.runtime.child import never
+from coralline.runtime.child import Stop, never
 from coralline.runtime.environment import hottest
 from hardware_lab import runner as runner_module
+from hardware_lab.boards import Board
 from hardware_lab.compare import Comparison
-from hardware_lab.cooldown import LOOK_S, WINDOW_S, Cooldown, cool_down
+from hardware_lab.cooldown import LOOK_S, WINDOW_S, Cooldown, Cooled, cool_down
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.lab import open_lab
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
 
@@ -163,22 +165,23 @@ def test_it_stands_beside_the_number(where: str, tmp_path: Path) -> None:
         assert any(mark.startswith("warm: it began at 70 °C after 0 s") for mark in found.marks)
 
 
-def test_boards_without_sensors_rest_between_jobs(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_lab_knows_how_long_a_board_has_rested(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "POLL_S", (0.01, 0.02))
-    store = Store(where)
+    store = open_lab(place)
+    rested: list[float] = []
+
+    def told(board: Board, wanted: Cooldown, rested_s: float, stop: Stop) -> Cooled:
+        rested.append(rested_s)
+        return cool_down(board, Cooldown(pause_s=0.0), rested_s, stop)
+
+    monkeypatch.setattr(runner_module, "cool_down", told)
     board = ScriptedBoard("b0", tmp_path)
-
-    def measured(pause_s: float) -> float:
+    for _ in range(2):
         job = store.submit(INT8, Demand("b0"), repetitions=1, warmup=0)
-        run_jobs(store, lab_of(board, Cooldown(pause_s=pause_s)))
-        told = store.measurement(job.id).environment["cooldown"]
-        assert told["reason"] == "timed"
-        return float(told["waited_s"])
-
-    assert measured(3600.0) == 0.0  # not before the first
-    assert 0.0 < measured(1.0) <= 1.5
+        run_jobs(store, lab_of(board, Cooldown()))
+        assert store.measurement(job.id).environment["cooldown"]["reason"] == "timed"
+    assert rested[0] == math.inf and 0 <= rested[1] < 300
 
 
 def test_the_lease_is_kept_and_left_while_it_cools_down(

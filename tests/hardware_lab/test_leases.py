@@ -5,14 +5,12 @@ After everything: no board was driven by two, and every job was measured once.
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -20,6 +18,7 @@ from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
+from runner_process import start_runner
 from scripted_board import ScriptedBoard, notes, scripted_lab
 from waiting import wait_for
 
@@ -33,61 +32,12 @@ from hardware_lab.runner import Runner, run_jobs
 from hardware_lab.store import HOLD_S, Job, Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
-TESTS = Path(__file__).parents[1]
-QUICK = (
-    "runner.BEAT_S, runner.HOLD_S, runner.LEASE_S, runner.PATIENCE_S = 0.1, 0.6, 1.5, 60\n"
-    "runner.POLL_S = (0.02, 0.1)"
-)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "BEAT_S", 0.1)
     monkeypatch.setattr(runner_module, "POLL_S", (0.02, 0.1))
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that end with the test."""
-    processes: list[subprocess.Popen[bytes]] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
-def start_runner(
-    started: list[subprocess.Popen[bytes]],
-    place: str,
-    tmp_path: Path,
-    code: str = "",
-    boards: int = 2,
-    seconds: float = 0.0,
-    home: str = "home",
-) -> subprocess.Popen[bytes]:
-    """A runner in a process, after some code of the test's."""
-    script = (
-        "import os, signal\n"
-        "from pathlib import Path\n"
-        "from coralline.errors import DeviceError\n"
-        "from hardware_lab import runner, store\n"
-        "from hardware_lab.lab import open_lab\n"
-        "from scripted_board import ScriptedBoard, scripted_lab\n"
-        "def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"opened = open_lab({place!r})\n"
-        f"Lab = type(opened)\n{QUICK}\n{code}\n"
-        f"lab = scripted_lab(Path({str(tmp_path)!r}), {boards}, {seconds})\n"
-        "runner.run_jobs(opened, lab)\n"
-    )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(TESTS),
-        # Another home is, for a lab in PostgreSQL or behind a service, another host: it shares
-        # no locks.
-        "CORALLINE_HOME": str(tmp_path / home),
-    }
-    started.append(subprocess.Popen([sys.executable, "-c", script], env=environment))
-    return started[-1]
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from power_sources import write_power
+from ssh_board import board_on, is_clean, remote
 from sshd_server import Server, make_key, needs_sshd
 from waiting import wait_for
 
@@ -40,6 +40,7 @@ from hardware_lab.boards.ssh import PAYLOAD, Ssh
 from hardware_lab.checks import check
 from hardware_lab.inventory import Demand, Inventory, load_inventory
 from hardware_lab.meters.replay import Replay
+from hardware_lab.power import CommandSwitch
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
 
@@ -66,44 +67,11 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
         made.kill()
 
 
-def board_on(server: Server, tmp_path: Path, **options: Any) -> Ssh:
-    values: dict[str, Any] = {
-        "host": "127.0.0.1",
-        "port": server.port,
-        "identity_file": str(server.client_key),
-        "known_hosts": str(server.known_hosts),
-        "python": sys.executable,
-        "folder": str(tmp_path / "on the board"),
-        "time_limit_s": 120.0,
-    }
-    return Ssh("pi", **(values | options))
-
-
 @pytest.fixture
 def board(server: Server, tmp_path: Path) -> Iterator[Ssh]:
     made = board_on(server, tmp_path)
     yield made
     wait_for(lambda: not remote(made))
-
-
-def remote(board: Ssh) -> list[psutil.Process]:
-    """The payload's processes on the board: supervisor and worker."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if len(line) > 2 and line[1].startswith(f"{board.folder}/files/"):
-            found.append(process)
-    return found
-
-
-def is_clean(board: Ssh) -> bool:
-    """Nothing of a job is left on the board, neither process nor file."""
-    jobs = Path(board.folder) / "jobs"
-    parts = list((Path(board.folder) / "files").glob("*.part"))
-    return not remote(board) and not jobs.exists() and not parts
 
 
 @pytest.fixture(scope="module")
@@ -663,6 +631,37 @@ def test_a_delegate_that_takes_no_operator_is_found_out(
     with pytest.raises(DeviceError, match=r"was asked for and took none of the \d+ operators of"):
         board.measure(task(as_if_compiled))
     assert is_clean(board)
+
+
+@needs_sshd
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_an_accelerator_that_has_locked_up_may_be_power_cycled(
+    own_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library finds no device; once it has been without power, it does."""
+    locked = tmp_path / "locked up"
+    locked.touch()
+    source = tmp_path / "delegate.c"
+    source.write_text(
+        "#include <unistd.h>\n"
+        + NO_DELEGATE.replace("return &one;", f'return access("{locked}", F_OK) ? &one : NULL;')
+        + 'const char *edgetpu_version() { return "of the test"; }\n'
+    )
+    library = tmp_path / payload.EDGETPU_LIBRARY
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    own_server.settings.append(f"SetEnv LD_LIBRARY_PATH={tmp_path}")
+    own_server.start()
+    monkeypatch.setattr(checks, "RECONNECT_S", 0.0)
+    monkeypatch.setattr(checks, "LOOK_S", 0.1)
+    board = board_on(own_server, tmp_path, delegate="edgetpu")
+    with pytest.raises(DeviceError, match="Edge TPU :0 cannot be opened") as caught:
+        board.check()
+    assert caught.value.retryable
+    power = CommandSwitch(on="true", off=f"rm '{locked}'", pause_s=0.0)
+    store = Store(tmp_path / "lab")
+    assert "Edge TPU opens" in check(store, board, power, lambda: False)
+    steps = [line["step"] for line in store.health.log("pi") if line["step"]]
+    assert steps == ["reconnect", "power-cycle"]
 
 
 # ------------------------------------------------------------------ the payload as a file

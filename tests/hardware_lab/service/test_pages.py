@@ -13,7 +13,18 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from fastapi.testclient import TestClient
-from page_lab import EVIL, MODEL, NIGHTS, SLOWER, PageLab, commit_of, page_lab, sampled
+from page_lab import (
+    EVIL,
+    MODEL,
+    NIGHTS,
+    SLOWER,
+    PageLab,
+    commit_of,
+    page_lab,
+    sampled,
+    spend_nights,
+)
+from waiting import wait_for
 
 from coralline.errors import DeviceError
 from coralline.report.page import number
@@ -217,6 +228,18 @@ def test_trends_tell_what_is_slower_by_how_much_and_since_when(client: TestClien
     rows = re.findall(r"\d{4}-\d\d-\d\d (slower|level|first) ", said)
     assert rows == ["slower"] * SLOWER + ["level"] * (bad - 1) + ["first"]
     assert client.get("/trends/a_net%2F9%2Fpi").status_code == 404
+    assert client.get("/trends/a_net%2F2%2Fpi-nights?nightly=none").status_code == 404
+    assert "No night has been measured" in read(client, "/trends?nightly=none")
+
+
+def test_a_new_night_is_judged_when_somebody_looks(own: PageLab) -> None:
+    with client_of(own) as client:
+        assert "No night has been measured" in read(client, "/trends")
+        spend_nights(own, 0, 2)
+        for path in ("/trends", "/boards/pi-nights"):
+            wait_for(lambda path=path: "level" in words(read(client, path)))
+        spend_nights(own, NIGHTS - 1, NIGHTS)
+        wait_for(lambda: "1 of 1 series" in words(read(client, "/trends")))
 
 
 def test_every_link_leads_to_a_page(lab: PageLab, client: TestClient) -> None:

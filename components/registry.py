@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 POLICY_MODEL = "coralline-policy"
 CHAMPION = "champion"
 
-_FILE = "policy.npz"
+_FILES = "*.npz"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Registered:
 def find_champion(client: MlflowClient) -> Champion | None:
     """The present champion, or None."""
     found = _champion(client)
-    return None if found is None else Champion(int(found.version), found.tags["digest"])
+    # A person may have given the alias to a version of another origin.
+    return None if found is None else Champion(int(found.version), found.tags.get("digest", ""))
 
 
 def fetch(client: MlflowClient, uri: str, version: int, folder: Path) -> Path:
@@ -76,10 +77,10 @@ def fetch(client: MlflowClient, uri: str, version: int, folder: Path) -> Path:
     fetched = Path(
         mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=uri)
     )
-    files = sorted(fetched.rglob(_FILE))
+    files = sorted(fetched.rglob(_FILES))
     if not files:
         raise UserError(
-            f"version {version} of {POLICY_MODEL} holds no {_FILE}; take the alias away with "
+            f"version {version} of {POLICY_MODEL} holds no policy; take the alias away with "
             f"MlflowClient().delete_registered_model_alias('{POLICY_MODEL}', '{CHAMPION}')"
         )
     return files[0]
@@ -103,12 +104,13 @@ def register(
     created = same[0] if same else _new_version(client, uri, run_id, policy, digest)
     number = int(created.version)
     verdict = _carry_out(client, number, verdict)
-    for key, value in (
-        ("verdict", verdict.word),
-        ("reason", verdict.reason),
-        ("gap", repr(verdict.metrics.get("gate_gap"))),
-    ):
-        client.set_model_version_tag(POLICY_MODEL, created.version, key, value)
+    if verdict.graphs:
+        for key, value in (
+            ("verdict", verdict.word),
+            ("reason", verdict.reason),
+            ("gap", repr(verdict.metrics["gate_gap"])),
+        ):
+            client.set_model_version_tag(POLICY_MODEL, created.version, key, value)
     return Registered(number, verdict)
 
 

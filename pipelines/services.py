@@ -33,6 +33,7 @@ from urllib.request import urlopen
 
 from coralline.errors import DeviceError, UserError, parse_json, read_text
 from coralline.files import make_folder, write_text
+from pipelines.local import code_version
 
 if TYPE_CHECKING:
     import psutil
@@ -167,6 +168,8 @@ def down(folder: Path) -> list[str]:
 
 def services(folder: Path, settings: Settings, s3: Mapping[str, str]) -> list[Service]:
     """The services, in the order in which they need each other."""
+    # A service of an older version of the project may not know what its clients ask for.
+    code = {"CORALLINE_CODE_VERSION": code_version()}
     program = (sys.executable, "-c", "from coralline.cli.main import main; main()")
     database = settings.database or f"sqlite:///{make_folder(folder / 'mlflow')}/mlflow.db"
     mlflow = (
@@ -199,8 +202,16 @@ def services(folder: Path, settings: Settings, s3: Mapping[str, str]) -> list[Se
                 "MLFLOW_DISABLE_TELEMETRY": "true",
             },
         ),
-        Service("lab", settings.lab_port, "--lab-port", lab, "/readyz", environment=s3),
-        Service("runner", settings.lab_port, "", runner, "/api/v1/boards", holds=b'"name"'),
+        Service("lab", settings.lab_port, "--lab-port", lab, "/readyz", environment={**s3, **code}),
+        Service(
+            "runner",
+            settings.lab_port,
+            "",
+            runner,
+            "/api/v1/boards",
+            holds=b'"name"',
+            environment=code,
+        ),
     ]
 
 

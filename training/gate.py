@@ -61,7 +61,7 @@ class Verdict:
         metrics: By name, gaps as shares: `gate_gap`, `gate_ms` of the new one;
             `gate_present_gap`, `gate_present_ms` of the present one; `gate_gap_difference` and
             `gate_time_ratio`, each also with `_low` and `_high`; `gate_gap_NAME` of a baseline.
-        graphs: Held out, that both planned.
+        graphs: Held out, that both planned; 0 where nothing was to be tried.
     """
 
     promoted: bool
@@ -72,8 +72,10 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """`promoted` or `kept back`."""
-        return "promoted" if self.promoted else "kept back"
+        """`promoted`, `kept back`, or `unchanged` where it is the present one already."""
+        if self.promoted:
+            return "promoted"
+        return "kept back" if self.graphs else "unchanged"
 
     def to_json(self) -> dict[str, Any]:
         """A `coralline.policy-verdict/v1` object."""

@@ -27,6 +27,21 @@ REGION = "us-east-1"
 START_S = 120.0
 STOP_S = 20.0
 _BEHIND = {"account": "account", "container": "container", "object": "obj"}
+_PROGRAM = """
+import os, signal, threading
+
+parent = os.dup(0)
+
+def end_with_parent():
+    os.read(parent, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=end_with_parent, daemon=True).start()
+from swift.{}.server import main
+
+main()
+"""
+"""One process of the server; it ends when its standard input does, however its parent ends."""
 _RINGS = """
 import json, sys
 from swift.common.ring import RingBuilder
@@ -116,12 +131,14 @@ class Server:
         ports = {name: _free_port("127.0.0.1") for name in _BEHIND}
         self._configure(ports)
         for name, module in (*_BEHIND.items(), ("proxy", "proxy")):
-            program = f"from swift.{module}.server import main; main()"
             with open(self._folder / f"{name}.log", "ab") as log:
                 self._processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-c", program, self._folder / f"{name}.conf", "-v"],
-                        stdin=subprocess.DEVNULL,
+                        [
+                            *(sys.executable, "-c", _PROGRAM.format(module)),
+                            *(self._folder / f"{name}.conf", "-v"),
+                        ],
+                        stdin=subprocess.PIPE,
                         stdout=log,
                         stderr=log,
                     )
@@ -145,6 +162,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
         self._processes.clear()
 
     def make_bucket(self, name: str) -> None:

@@ -134,6 +134,21 @@ def files(job_id: str, request: Request) -> JSONResponse:
     return JSONResponse(store.files(job_id).to_json())
 
 
+@router.post("/looks", response_model=bodies.ViewDocument)
+def look(request: Request, group: Annotated[str | None, Query()] = None) -> JSONResponse:
+    """All that a runner must know before it claims a job, and who waits for one; late jobs are
+    given up first."""
+    view = store_of(request).look(group)
+    return JSONResponse(
+        {
+            "now": view.now,
+            "health": [asdict(health) for health in view.health.values()],
+            "leases": [asdict(lease) for lease in view.leases],
+            "queue": [{**asdict(demand), "due": due} for demand, due in view.queue],
+        }
+    )
+
+
 @router.get("/queue", response_model=bodies.Queue)
 def queue(request: Request, group: str | None = None) -> JSONResponse:
     """What queued jobs ask for, the first to be served first."""

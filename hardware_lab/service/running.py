@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import Path, Query, Request
+from fastapi import Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import TypeAdapter
 
@@ -45,20 +45,6 @@ def announce(said: bodies.Announcement, request: Request) -> Response:
     boards = [BoardFacts(**board.model_dump()) for board in said.boards]
     store_of(request).boards.announce(said.host, said.runner, boards)
     return Response(status_code=204)
-
-
-@router.post("/looks", response_model=bodies.ViewDocument)
-def look(request: Request, group: Annotated[str | None, Query()] = None) -> JSONResponse:
-    """All that a runner must know before it claims a job; late jobs are given up first."""
-    view = store_of(request).look(group)
-    return JSONResponse(
-        {
-            "now": view.now,
-            "health": [asdict(health) for health in view.health.values()],
-            "leases": [asdict(lease) for lease in view.leases],
-            "queue": [{**asdict(demand), "due": due} for demand, due in view.queue],
-        }
-    )
 
 
 @router.post("/claims", response_model=bodies.Claimed)

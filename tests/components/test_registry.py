@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from builders import a_policy, chain
 
 from components import registry, tracking
+from components.promotion import judge_policy
 from components.registry import find_champion, register
+from coralline.devices.model import load_device
 from coralline.errors import UserError
 from coralline.graph.json_format import to_json
-from coralline.staging import Plan
+from coralline.graph.synthetic import generate
+from coralline.staging import Effort, Plan, StagingProblem, make_plan
+from coralline.staging.policy import load_policy, save_policy
+from training.evaluate import random_orders
 from training.gate import Verdict
 
 
@@ -87,3 +93,33 @@ def test_the_champion_plans(store: Store, monkeypatch: pytest.MonkeyPatch) -> No
     assert json.loads(planned)["n_stages"] == 4
     with pytest.raises(UserError, match="graph 0: is not JSON"):
         model.predict(["nonsense"])
+
+
+def test_a_policy_is_judged_against_the_champion_in_the_store(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    device = load_device("edgetpu-usb")
+    graphs = generate("respect", 20, 14, 5)
+    labels = [make_plan(StagingProblem(g, 3, device), "exact", Effort(10)) for g in graphs]
+    trained, chance = tmp_path / "trained.npz", tmp_path / "chance.npz"
+    save_policy(trained, load_policy())
+    random = random_orders()
+    save_policy(chance, replace(random, metadata={"hidden": 1, "layers": 0}))
+
+    def judged(policy: Path) -> Verdict:
+        verdict = judge_policy(policy, graphs, labels, tmp_path / "verdict.json")
+        assert Verdict.from_json(json.loads((tmp_path / "verdict.json").read_text())) == verdict
+        run = store.client.create_run(store.experiment).info.run_id
+        return register(store.client, store.uri, run, policy, verdict).verdict
+
+    assert judged(trained).word == "promoted"
+    assert store.champion == 1
+    again = judged(trained)
+    assert (again.word, again.reason) == ("unchanged", "it is the champion, version 1")
+    tags = store.client.get_model_version(registry.POLICY_MODEL, "1").tags
+    assert tags["verdict"] == "promoted"
+    worse = judged(chance)
+    assert (worse.word, worse.compared_with) == ("kept back", 1)
+    assert worse.reason.startswith("its gap is worse")
+    assert store.champion == 1

@@ -252,7 +252,7 @@ def test_a_running_job_is_cancelled(place: str, tmp_path: Path) -> None:
 
 def test_what_works_on_this_cpu_works_alone(tmp_path: Path) -> None:
     store = Store(tmp_path / "lab")
-    boards = [ScriptedBoard(f"b{i}", tmp_path, 0.2, on_this_cpu=i == 0) for i in range(3)]
+    boards = [ScriptedBoard(f"b{i}", tmp_path, 0.8, on_this_cpu=i == 0) for i in range(3)]
     lab = Inventory({b.name: b for b in boards}, {b.name: {} for b in boards})
     for name in ("b1", "b2", "b0", "b1", "b2"):
         submit(store, Demand(name))

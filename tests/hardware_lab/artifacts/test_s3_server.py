@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import boto3
@@ -21,6 +24,33 @@ def client(server: Server, secret: str) -> object:
         aws_access_key_id=server.access_key,
         aws_secret_access_key=secret,
     )
+
+
+def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    script = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from hardware_lab.artifacts.server import Server\n"
+        f"server = Server(Path({str(tmp_path / 's3')!r}))\n"
+        "server.start()\n"
+        "print(*(process.pid for process in server._processes), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=False)
+    pids = [int(pid) for pid in said.stdout.split()]
+    assert len(pids) == 4
+    limit = time.monotonic() + 60
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"swift" in command
 
 
 def test_it_keeps_what_it_is_given(tmp_path: Path) -> None:

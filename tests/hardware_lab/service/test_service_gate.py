@@ -42,7 +42,7 @@ WHO = {
     ("POST", "/api/v1/cancellations"): SUBMITTERS,
     ("PUT", "/api/v1/health/{board}"): ADMINS,
     ("POST", "/api/v1/announcements"): RUNNERS,
-    ("POST", "/api/v1/looks"): RUNNERS,
+    ("POST", "/api/v1/looks"): ANYONE,
     ("POST", "/api/v1/claims"): RUNNERS,
     ("POST", "/api/v1/beats"): RUNNERS,
     ("POST", "/api/v1/expiries"): RUNNERS,
@@ -118,7 +118,7 @@ def test_every_role_at_every_route(url: str, tokens: dict[Role, str]) -> None:
 
 def test_what_a_refusal_says(url: str, tokens: dict[Role, str]) -> None:
     with httpx.Client(base_url=url, headers={"X-Request-ID": "mine-1"}) as client:
-        said = client.post("/api/v1/looks", headers=bearer(tokens["submit"])).json()
+        said = client.post("/api/v1/beats", headers=bearer(tokens["submit"])).json()
         assert said == {
             "error": "token 'submit' has the role 'submit'; this needs admin or run",
             "kind": "user",

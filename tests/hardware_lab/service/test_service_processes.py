@@ -126,10 +126,9 @@ def test_each_process_is_killed_while_it_works(
     with ServiceProcess(tmp_path / "lab") as service:
         lab = open_lab(service.url)
         with RunnerProcess(service.url, inventory, log, tokens["run"]) as runner:
+            wait_for(lab.boards.known, 120)
             command = [*CORALLINE, "lab", "submit", str(segments), "--board", "pi", "-n", "2000"]
-            said = subprocess.check_output(
-                [*command, "--lab", service.url, "--inventory", str(inventory), "--json"]
-            )
+            said = subprocess.check_output([*command, "--lab", service.url, "--json"])
             first = store.job(json.loads(said)["id"])
             wait_for(works, 120)
             on_the_board(tmp_path)[0].kill()

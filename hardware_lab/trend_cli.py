@@ -60,7 +60,9 @@ def trend(
 
 
 def accept(
-    what: str = typer.Argument(..., metavar="JOB|MODEL/STAGES/BOARD"),
+    what: str = typer.Argument(
+        ..., metavar="JOB|MODEL/STAGES/BOARD", help="Id of a night's job, or the name of a series."
+    ),
     why: str = typer.Option(..., "--why", help="Kept and shown with the trend."),
     name: str = _NAME,
     where: str | None = _WHERE,

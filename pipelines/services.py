@@ -104,7 +104,8 @@ class Status:
     """What `start` found and did.
 
     Attributes:
-        change: `started`, `running` where there was nothing to do, or `repaired`.
+        change: `started`, `running` where there was nothing to do, or `repaired` where nobody had
+            ended it and yet it did not run.
     """
 
     name: str
@@ -261,7 +262,7 @@ def start(folder: Path, service: Service, on_wait: Callable[[str], None]) -> Sta
             stop(folder, service.name)
             raise DeviceError(f"{service.name} does not start: {_last_line(log)}; see {log}")
         time.sleep(0.1)
-    change = "repaired" if there else "started"
+    change = "repaired" if leader else "started"
     return Status(service.name, service.url, change, process.pid, log)
 
 

@@ -102,6 +102,7 @@ class Server:
             }
             self._folder.chmod(0o700)
             write_text(keys, json.dumps(made))
+            keys.chmod(0o600)
         found = json.loads(keys.read_text())
         self.access_key, self.secret_key = found["access"], found["secret"]
         self._hash = found["hash"]

@@ -40,6 +40,8 @@ from typing import Any
 QUEUE_DEPTH = 2
 SILENCE_S = 60.0
 """A lab that says nothing for so long is gone."""
+LEAVE_S = 5.0
+"""How long to go on without a lab, to tell it why and to tidy up."""
 LOCK_S = SILENCE_S + 15.0
 """Longest wait for a board: a run whose lab is gone has ended by then."""
 KEEP_S = 30 * 24 * 3600.0
@@ -200,6 +202,9 @@ def run_worker(folder: str, lock: int) -> Any:
         unheard.set()
         heard.put(None)
         kill()
+        # Who says nothing may not listen either: a full pipe must not hold the board.
+        time.sleep(LEAVE_S)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
     clock = [lab_clock(heard)]  # while the worker loads

@@ -235,7 +235,8 @@ def start(folder: Path, service: Service, on_wait: Callable[[str], None]) -> Sta
     there = _processes(folder, service.name)
     leader = _leader(folder, service.name)
     whole = leader in {p.pid for p in there}
-    if whole and all(_mark(p) == _marked(folder, service) for p in there) and _healthy(service):
+    marks = {_mark(p) for p in there} - {""}  # of one that has just ended
+    if whole and marks == {_marked(folder, service)} and _healthy(service):
         return Status(service.name, service.url, "running", leader, log)
     if there:
         stop(folder, service.name)

@@ -22,7 +22,8 @@ from benchmarks.postgresql_server import PostgresqlServer, binaries
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Task
 from hardware_lab.inventory import Demand, Inventory
-from hardware_lab.store import Job, Store
+from hardware_lab.jobs import Job
+from hardware_lab.store import Store
 
 LIMIT_S = 1800.0
 SAMPLES = tuple(1.0 + 0.01 * i for i in range(100))

@@ -13,8 +13,8 @@ from coralline.files import make_folder, write_text
 
 if TYPE_CHECKING:
     from hardware_lab.inventory import Inventory
+    from hardware_lab.jobs import Job
     from hardware_lab.lab import Lab
-    from hardware_lab.store import Job
 
 DEADLINE_S = 86400.0
 """Jobs of a pipeline that was killed are given up after it."""

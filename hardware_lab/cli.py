@@ -22,8 +22,8 @@ from hardware_lab.show import print_files, print_result, print_table, write_file
 
 if TYPE_CHECKING:
     from hardware_lab.inventory import Demand, Inventory
+    from hardware_lab.jobs import Job
     from hardware_lab.lab import Lab
-    from hardware_lab.store import Job
 
 REPETITIONS = 1024
 SECONDS = 60.0

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from hardware_lab.database import State
     from hardware_lab.health import Health
     from hardware_lab.inventory import Demand
+    from hardware_lab.jobs import Job, Lease, View
     from hardware_lab.locks import Lock
-    from hardware_lab.store import Job, Lease, View
 
 
 class LabHealth(Protocol):

@@ -9,8 +9,8 @@ from typing import Any
 
 from coralline.errors import UserError
 from hardware_lab.commits import commits_between
+from hardware_lab.jobs import Job
 from hardware_lab.lab import Lab
-from hardware_lab.store import Job
 from hardware_lab.trends import BASELINE_NIGHTS, RED, SLOWER, Night, Series, Trend, judge
 
 NAME = "nightly"

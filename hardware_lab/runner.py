@@ -32,15 +32,10 @@ from hardware_lab.compare import Comparison, compare
 from hardware_lab.cooldown import Cooled, cool_down
 from hardware_lab.health import Health, is_due, is_usable
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import Job, Lease
 from hardware_lab.lab import Lab
 from hardware_lab.locks import Lock
-from hardware_lab.store import (
-    BEAT_S,
-    HOLD_S,
-    LEASE_S,
-    Job,
-    Lease,
-)
+from hardware_lab.store import BEAT_S, HOLD_S, LEASE_S
 from hardware_lab.workplace import Work, Workplace
 
 SEND_S = 60.0

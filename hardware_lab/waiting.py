@@ -11,9 +11,9 @@ from coralline.errors import DeviceError
 from hardware_lab.announcements import ANNOUNCE_S
 from hardware_lab.health import is_usable
 from hardware_lab.inventory import Tags, meeting
+from hardware_lab.jobs import Job
 from hardware_lab.lab import Lab
 from hardware_lab.runner import PATIENCE_S, Progress
-from hardware_lab.store import Job
 
 POLL_S = 1.0
 """How often to look whether they have ended."""

@@ -17,8 +17,8 @@ from hardware_lab.artifacts import Artifacts, File, Files
 from hardware_lab.artifacts.cache import Cache
 from hardware_lab.artifacts.download import on_disk
 from hardware_lab.compare import Comparison, write_all_samples
+from hardware_lab.jobs import Job
 from hardware_lab.lab import Lab
-from hardware_lab.store import Job
 
 SAMPLES = "samples.parquet"
 

@@ -19,7 +19,8 @@ from hardware_lab.announcements import BoardFacts
 from hardware_lab.artifacts import File, Files
 from hardware_lab.compare import Comparison
 from hardware_lab.inventory import Demand
-from hardware_lab.store import Job, Store
+from hardware_lab.jobs import Job
+from hardware_lab.store import Store
 from hardware_lab.trends import Series
 
 MODEL = Path(__file__).parent / "data" / "small_int8.tflite"

@@ -12,7 +12,7 @@ from hardware_lab.artifacts import Model
 from hardware_lab.database import HealthState, State
 from hardware_lab.health import BY_PEOPLE
 from hardware_lab.inventory import TAG, Demand
-from hardware_lab.store import MAX_ATTEMPTS, MOST_DEADLINE_S, MOST_PRIORITY, MOST_SAMPLES, Job
+from hardware_lab.jobs import MAX_ATTEMPTS, MOST_DEADLINE_S, MOST_PRIORITY, MOST_SAMPLES, Job
 
 MOST_PAGE = 500
 """Jobs of one answer."""

@@ -26,9 +26,9 @@ from hardware_lab.compare import Comparison
 from hardware_lab.database import State
 from hardware_lab.health import Health
 from hardware_lab.inventory import Demand
+from hardware_lab.jobs import MAX_ATTEMPTS, Job, Lease, View, check_numbers
 from hardware_lab.locks import Lock, Locks
 from hardware_lab.service.transport import Http
-from hardware_lab.store import MAX_ATTEMPTS, Job, Lease, View, check_numbers
 
 PAGE = 500
 IDS = 200

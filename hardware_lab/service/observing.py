@@ -25,7 +25,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hardware_lab.database import HEALTHS, STATES
-from hardware_lab.store import Job, Store
+from hardware_lab.jobs import Job
+from hardware_lab.store import Store
 
 REQUEST_ID = "X-Request-ID"
 ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -10,9 +10,10 @@ from fastapi import HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 
 from coralline.errors import UserError
+from hardware_lab.jobs import Job
 from hardware_lab.service import bodies
 from hardware_lab.service.gate import ANYONE, router_for
-from hardware_lab.store import Job, Store
+from hardware_lab.store import Store
 
 router = router_for(ANYONE, prefix="/api/v1", tags=["reading"])
 

@@ -19,12 +19,13 @@ from hardware_lab.announcements import BoardFacts
 from hardware_lab.artifacts import Files
 from hardware_lab.compare import SCHEMA as COMPARISON
 from hardware_lab.compare import Comparison
+from hardware_lab.jobs import Job, Lease
 from hardware_lab.locks import Lock
 from hardware_lab.service import bodies
 from hardware_lab.service.gate import RUNNERS, router_for
 from hardware_lab.service.observing import Metrics
 from hardware_lab.service.reading import store_of
-from hardware_lab.store import Job, Lease, Store
+from hardware_lab.store import Store
 
 MOST_RESULT_BYTES = 128 << 20
 RESULTS_AT_ONCE = 4

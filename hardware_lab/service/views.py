@@ -12,8 +12,9 @@ from coralline.report.page import number
 from hardware_lab.announcements import Announced
 from hardware_lab.database import STATES
 from hardware_lab.health import Health
+from hardware_lab.jobs import Job
 from hardware_lab.service.results import text
-from hardware_lab.store import Job, Store
+from hardware_lab.store import Store
 
 QUEUE_ROWS = 20
 RECENT_ROWS = 12

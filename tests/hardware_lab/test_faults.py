@@ -65,9 +65,10 @@ from hardware_lab.boards import ssh
 from hardware_lab.boards.ssh import Ssh
 from hardware_lab.cooldown import Cooldown
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import Job
 from hardware_lab.lab import Lab
 from hardware_lab.runner import run_jobs
-from hardware_lab.store import Job, Store
+from hardware_lab.store import Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 LONG = 12_000

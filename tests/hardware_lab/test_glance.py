@@ -9,7 +9,8 @@ import pytest
 from scripted_board import measurement
 
 from hardware_lab.inventory import Demand
-from hardware_lab.store import Job, Store
+from hardware_lab.jobs import Job
+from hardware_lab.store import Store
 
 MODEL = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 

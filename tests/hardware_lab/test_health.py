@@ -14,9 +14,10 @@ from hardware_lab import runner as runner_module
 from hardware_lab.boards import Task
 from hardware_lab.checks import survey
 from hardware_lab.inventory import Demand
+from hardware_lab.jobs import Job
 from hardware_lab.lab import Lab, open_lab
 from hardware_lab.runner import run_jobs
-from hardware_lab.store import Job, Store
+from hardware_lab.store import Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 

@@ -26,10 +26,11 @@ from benchmarks.postgresql_server import PostgresqlServer
 from hardware_lab import database
 from hardware_lab import runner as runner_module
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import Job
 from hardware_lab.lab import Lab, open_lab
 from hardware_lab.locks import Lock
 from hardware_lab.runner import Runner, run_jobs
-from hardware_lab.store import HOLD_S, Job, Store
+from hardware_lab.store import HOLD_S, Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 

@@ -17,7 +17,8 @@ from coralline.errors import UserError
 from coralline.runtime.measurement import Measurement
 from hardware_lab import commits, nights
 from hardware_lab.inventory import Demand
-from hardware_lab.store import Job, Store
+from hardware_lab.jobs import Job
+from hardware_lab.store import Store
 from hardware_lab.trend_page import figure, sentence, write_page
 from hardware_lab.trends import Series, Trend
 

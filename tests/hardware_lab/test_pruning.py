@@ -14,9 +14,10 @@ from coralline.errors import UserError
 from hardware_lab import database
 from hardware_lab.artifacts import File, Files
 from hardware_lab.inventory import Demand
+from hardware_lab.jobs import Job
 from hardware_lab.locks import Lock
 from hardware_lab.pruning import prune
-from hardware_lab.store import Job, Store
+from hardware_lab.store import Store
 
 DAY_S = 24 * 3600.0
 

@@ -15,9 +15,10 @@ from sqlalchemy import text
 from coralline.errors import DeviceError, UserError
 from hardware_lab import database
 from hardware_lab.inventory import Demand
+from hardware_lab.jobs import MOST_PRIORITY, Job
 from hardware_lab.lab import Lab, open_lab
 from hardware_lab.locks import Lock
-from hardware_lab.store import AGEING_S, MOST_PRIORITY, Job, Store
+from hardware_lab.store import AGEING_S, Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 LOCK = Lock(-1, "here:1:1")

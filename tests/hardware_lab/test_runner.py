@@ -25,8 +25,9 @@ from hardware_lab.artifacts.bundle import ref_of_model
 from hardware_lab.boards import Task
 from hardware_lab.compare import Comparison
 from hardware_lab.inventory import Demand, load_inventory
+from hardware_lab.jobs import Job
 from hardware_lab.runner import run_jobs
-from hardware_lab.store import Job, Store
+from hardware_lab.store import Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 SIM = "edgetpu-usb-sim"

@@ -27,10 +27,11 @@ from hardware_lab.artifacts import File, Files
 from hardware_lab.artifacts.download import DiskError
 from hardware_lab.boards import Task
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import Job
 from hardware_lab.lab import open_lab
 from hardware_lab.locks import Lock
 from hardware_lab.runner import Runner, run_jobs
-from hardware_lab.store import Job, Store
+from hardware_lab.store import Store
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 TESTS = Path(__file__).parents[1]

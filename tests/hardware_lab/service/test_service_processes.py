@@ -30,9 +30,10 @@ from coralline.graph import read_graph
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.split import split_model
 from hardware_lab.inventory import Demand
+from hardware_lab.jobs import Job
 from hardware_lab.lab import open_lab
 from hardware_lab.service.transport import CA, TOKEN, TOKEN_FILE
-from hardware_lab.store import HOLD_S, Job, Store
+from hardware_lab.store import HOLD_S, Store
 
 INT8 = Path(__file__).parents[2] / "data" / "small_int8.tflite"
 

@@ -72,6 +72,7 @@ def test_only_those_speak_who_must(overlay: str) -> None:
         ("mlflow", "postgres"),
         ("prune", "postgres"),
         ("lab", "postgres"),
+        ("lab-prune", "postgres"),
         ("runner", "lab"),
         ("prune", "mlflow"),
     }

@@ -23,7 +23,7 @@ from coralline.graph import json_format
 from coralline.runtime import measurement
 from coralline.staging import problem
 from coralline.tflite import segments
-from hardware_lab import inventory, store
+from hardware_lab import inventory, jobs
 from hardware_lab.boards import board_kinds
 from hardware_lab.meters import meter_kinds
 from hardware_lab.power import switch_kinds
@@ -127,13 +127,13 @@ def test_the_examples_of_files_are_read_and_have_all_fields(tmp_path: Path) -> N
             for name in [data["model_file"], *(s["file"] for s in data["segments"])]:
                 (tmp_path / name).touch()
             assert segments.SegmentSet.read(tmp_path).to_json().keys() == keys, page
-        elif schema == store.SCHEMA:
-            assert {"schema", *(field.name for field in fields(store.Job))} == keys, page
+        elif schema == jobs.SCHEMA:
+            assert {"schema", *(field.name for field in fields(jobs.Job))} == keys, page
         else:
             read = EXAMPLES[schema](data)
             if page.endswith("formats.md") and schema != json_format.SCHEMA:
                 assert read.to_json().keys() == keys, page
-    assert seen == {*EXAMPLES, inventory.SCHEMA, segments.SCHEMA, store.SCHEMA}
+    assert seen == {*EXAMPLES, inventory.SCHEMA, segments.SCHEMA, jobs.SCHEMA}
 
 
 def test_the_python_of_the_pages_runs(

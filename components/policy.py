@@ -27,16 +27,16 @@ def train_policy(
     from pathlib import Path
 
     from components.steps import progress, step
-    from coralline.graph.graph_set import read_graph_set
-    from training.labels import read_labels
+    from training.labels import read_labelled
     from training.policy import PolicyConfig, train_policy
 
     with step("train-policy", cost):
-        everything = read_graph_set(Path(graphs.path))
-        cut = max(1, int(len(everything) * training_share))
+        chosen, their_labels = read_labelled(
+            Path(graphs.path), Path(labels.path), training_share, held_out=False
+        )
         train_policy(
-            everything[:cut],
-            read_labels(Path(labels.path))[:cut],
+            chosen,
+            their_labels,
             PolicyConfig(epochs=epochs, time_limit_s=time_limit_s, seed=seed),
             Path(policy.path),
             lambda epoch: progress("training", epoch.epoch, epochs),
@@ -57,18 +57,18 @@ def evaluate_policy(
     from pathlib import Path
 
     from components.steps import step
-    from coralline.graph.graph_set import read_graph_set
     from coralline.staging.policy import load_policy
     from training.evaluate import evaluate_policy
-    from training.labels import read_labels
+    from training.labels import read_labelled
 
     with step("evaluate-policy", cost):
-        everything = read_graph_set(Path(graphs.path))
-        cut = max(1, int(len(everything) * training_share))
+        chosen, their_labels = read_labelled(
+            Path(graphs.path), Path(labels.path), training_share, held_out=True
+        )
         found = evaluate_policy(
             load_policy(Path(policy.path) / "policy.npz"),
-            everything[cut:],
-            read_labels(Path(labels.path))[cut:],
+            chosen,
+            their_labels,
         )
         Path(evaluation.path).write_text(json.dumps(found), encoding="utf-8")
 
@@ -87,15 +87,15 @@ def judge_policy(
 
     from components.promotion import judge_policy
     from components.steps import step
-    from coralline.graph.graph_set import read_graph_set
-    from training.labels import read_labels
+    from training.labels import read_labelled
 
     with step("judge-policy", cost):
-        everything = read_graph_set(Path(graphs.path))
-        cut = max(1, int(len(everything) * training_share))
+        chosen, their_labels = read_labelled(
+            Path(graphs.path), Path(labels.path), training_share, held_out=True
+        )
         judge_policy(
             Path(policy.path) / "policy.npz",
-            everything[cut:],
-            read_labels(Path(labels.path))[cut:],
+            chosen,
+            their_labels,
             Path(verdict.path),
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from coralline.devices.model import load_device
 from coralline.errors import UserError, parse_json, read_text
 from coralline.files import make_folder
+from coralline.graph.compute_graph import ComputeGraph
 from coralline.graph.graph_set import count_graphs, read_graph_set
 from coralline.staging import Effort, Plan, StagingProblem, make_plan
 from coralline.staging.problem import Objective, planner_names
@@ -100,6 +101,24 @@ def solve_problems(
         raise UserError(
             f"{part}: cannot be written ({error.strerror}); free space and run this again"
         ) from None
+
+
+def read_labelled(
+    graphs_path: Path, labels_folder: Path, share: float, *, held_out: bool
+) -> tuple[list[ComputeGraph], list[Plan]]:
+    """The part of a set that a policy learns from, or the part that judges it, with labels.
+
+    Args:
+        share: To learn from: the first graphs of the set.
+        held_out: The rest.
+
+    Raises:
+        UserError: As `read_graph_set` and `read_labels`.
+    """
+    graphs = read_graph_set(graphs_path)
+    cut = max(1, int(len(graphs) * share))
+    part = slice(cut, None) if held_out else slice(cut)
+    return graphs[part], read_labels(labels_folder)[part]
 
 
 def read_labels(folder: Path) -> list[Plan]:

@@ -5,9 +5,9 @@ import pytest
 
 from coralline.errors import UserError
 from coralline.graph import synthetic
-from coralline.graph.graph_set import write_graph_set
+from coralline.graph.graph_set import read_graph_set, write_graph_set
 from coralline.staging import Effort
-from training.labels import LabelOptions, read_labels, solve_labels
+from training.labels import LabelOptions, read_labelled, read_labels, solve_labels
 
 FAST = LabelOptions(n_stages=3, planner="topo-dp")
 
@@ -101,3 +101,18 @@ def test_bad_requests(graphs: Path, tmp_path: Path) -> None:
     path.write_text(path.read_text() + json.dumps({"schema": "coralline.plan/v1"}) + "\n")
     with pytest.raises(UserError, match="line 11: the plan lacks"):
         read_labels(tmp_path / "bad")
+
+
+def test_what_is_learned_from_is_not_what_judges(tmp_path: Path) -> None:
+    graphs = tmp_path / "graphs.jsonl"
+    write_graph_set(graphs, synthetic.generate("respect", 5, 8, seed=0))
+    solve_labels(graphs, tmp_path / "labels", 0, 1, LabelOptions(2))
+    learned, judging = (
+        read_labelled(graphs, tmp_path / "labels", 0.8, held_out=held_out)
+        for held_out in (False, True)
+    )
+    assert len(learned[0]) == 4 and len(judging[0]) == 1
+    assert learned[0] + judging[0] == read_graph_set(graphs)
+    for part, plans in (learned, judging):
+        for graph, plan in zip(part, plans, strict=True):
+            plan.check_graph(graph)

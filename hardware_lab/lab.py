@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hardware_lab.database import State
     from hardware_lab.health import Health
     from hardware_lab.inventory import Demand
-    from hardware_lab.jobs import Job, Lease, View
+    from hardware_lab.jobs import Job, JobOptions, Lease, View
     from hardware_lab.locks import Lock
 
 
@@ -64,17 +64,9 @@ class Lab(Protocol):
         self,
         model: Path | Model,
         demand: Demand,
+        options: JobOptions,
         *,
-        repetitions: int,
-        warmup: int,
-        seconds: float | None = None,
         against: Path | Model | None = None,
-        allow_fallback: bool = False,
-        priority: int = 0,
-        deadline_s: float | None = None,
-        group: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        max_attempts: int = ...,
     ) -> Job: ...
     def jobs(
         self,

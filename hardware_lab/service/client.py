@@ -26,7 +26,7 @@ from hardware_lab.compare import Comparison
 from hardware_lab.database import State
 from hardware_lab.health import Health
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import MAX_ATTEMPTS, Job, Lease, View, check_numbers
+from hardware_lab.jobs import Job, JobOptions, Lease, View
 from hardware_lab.locks import Lock, Locks
 from hardware_lab.service.transport import Http
 
@@ -67,36 +67,16 @@ class RemoteLab:
         self,
         model: Path | Model,
         demand: Demand,
+        options: JobOptions,
         *,
-        repetitions: int,
-        warmup: int,
-        seconds: float | None = None,
         against: Path | Model | None = None,
-        allow_fallback: bool = False,
-        priority: int = 0,
-        deadline_s: float | None = None,
-        group: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        max_attempts: int = MAX_ATTEMPTS,
     ) -> Job:
         """As `Store.submit`."""
-        numbers: dict[str, Any] = {
-            "repetitions": repetitions,
-            "warmup": warmup,
-            "max_attempts": max_attempts,
-            "priority": priority,
-            "seconds": seconds,
-            "deadline_s": deadline_s,
-        }
-        check_numbers(**numbers)
         wanted = {
-            **numbers,
+            **asdict(options),
             "model": asdict(self._artifact(model)),
             "against": None if against is None else asdict(self._artifact(against)),
             "demand": asdict(demand),
-            "allow_fallback": allow_fallback,
-            "group": group,
-            "labels": dict(labels or {}),
         }
         key = {"Idempotency-Key": uuid4().hex}
         return Job.from_json(self._http.ask("POST", "/jobs", body=wanted, headers=key))

@@ -39,16 +39,8 @@ def submit(
     job = store_of(request).submit(
         wanted.model.model(),
         wanted.demand.demand(),
-        repetitions=wanted.repetitions,
-        warmup=wanted.warmup,
-        seconds=wanted.seconds,
+        wanted,
         against=None if wanted.against is None else wanted.against.model(),
-        allow_fallback=wanted.allow_fallback,
-        priority=wanted.priority,
-        deadline_s=wanted.deadline_s,
-        group=wanted.group,
-        labels=wanted.labels,
-        max_attempts=wanted.max_attempts,
         job_id=job_id,
     )
     return JSONResponse(job.to_json(), 201)

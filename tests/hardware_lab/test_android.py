@@ -32,6 +32,7 @@ from hardware_lab.boards.adb import Adb
 from hardware_lab.boards.android import Android
 from hardware_lab.boards.ssh import file_digest
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import JobOptions
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
 
@@ -211,7 +212,9 @@ def test_litert_asked_for_an_npu_falls_back_to_the_cpu_and_is_found_out(
     npu = replace(board, runtime="litert", processor="npu", library="/vendor/lib64/libnpu.so")
     store = Store(tmp_path / "lab")
     jobs = [
-        store.submit(INT8, Demand("phone"), repetitions=3, warmup=1, allow_fallback=allowed)
+        store.submit(
+            INT8, Demand("phone"), JobOptions(repetitions=3, warmup=1, allow_fallback=allowed)
+        )
         for allowed in (False, True)
     ]
     run_jobs(store, Inventory({"phone": npu}, {"phone": {}}))

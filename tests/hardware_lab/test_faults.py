@@ -65,7 +65,7 @@ from hardware_lab.boards import ssh
 from hardware_lab.boards.ssh import Ssh
 from hardware_lab.cooldown import Cooldown
 from hardware_lab.inventory import Demand, Inventory
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.lab import Lab
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
@@ -100,7 +100,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def submit(store: Lab, demand: Demand, path: Path = INT8, repetitions: int = 1) -> Job:
-    return store.submit(path, demand, repetitions=repetitions, warmup=1)
+    return store.submit(path, demand, JobOptions(repetitions=repetitions, warmup=1))
 
 
 def after(store: Lab, jobs: list[Job], states: list[str], folder: Path | None = None) -> list[Job]:

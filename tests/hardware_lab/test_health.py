@@ -14,7 +14,7 @@ from hardware_lab import runner as runner_module
 from hardware_lab.boards import Task
 from hardware_lab.checks import survey
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.lab import Lab, open_lab
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
@@ -49,7 +49,7 @@ def sick(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def submit(store: Lab, demand: Demand) -> Job:
-    return store.submit(INT8, demand, repetitions=1, warmup=0)
+    return store.submit(INT8, demand, JobOptions(repetitions=1, warmup=0))
 
 
 def states(store: Lab, board: str) -> list[str]:

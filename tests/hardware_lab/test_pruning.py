@@ -14,7 +14,7 @@ from coralline.errors import UserError
 from hardware_lab import database
 from hardware_lab.artifacts import File, Files
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.locks import Lock
 from hardware_lab.pruning import prune
 from hardware_lab.store import Store
@@ -37,7 +37,7 @@ def store(tmp_path: Path, clock: SimpleNamespace) -> Store:
 
 def submit(store: Store, tmp_path: Path, name: str) -> Job:
     (tmp_path / name).write_text(name)
-    return store.submit(tmp_path / name, Demand(name), repetitions=1, warmup=0)
+    return store.submit(tmp_path / name, Demand(name), JobOptions(repetitions=1, warmup=0))
 
 
 def run(store: Store, job: Job, tmp_path: Path) -> Job:

@@ -21,6 +21,7 @@ from hardware_lab.boards.host import Host
 from hardware_lab.boards.ssh import Ssh
 from hardware_lab.checks import UnfitError, check, survey
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import JobOptions
 from hardware_lab.lab import Lab, open_lab
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
@@ -123,7 +124,7 @@ def test_steps_grow_harsher_until_one_helps(
     board = SickBoard("b0", tmp_path)
     patient = board.patient
     patient.cure, patient.is_well = cure, False
-    job = store.submit(INT8, Demand("b0"), repetitions=1, warmup=0)
+    job = store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0))
     run_jobs(store, lab_of(board))
     if cure == "none":  # until its strikes are used up
         assert patient.done == STEPS[:done] * health.STRIKES
@@ -156,7 +157,7 @@ def test_a_board_that_vanishes_under_a_job(
         return real(self, *arguments)
 
     monkeypatch.setattr(ScriptedBoard, "measure", measure)
-    jobs = [store.submit(INT8, Demand("b0"), repetitions=1, warmup=0) for _ in range(2)]
+    jobs = [store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0)) for _ in range(2)]
     run_jobs(store, lab_of(board))
     assert [store.job(job.id).state for job in jobs] == ["done", "done"]
     assert sorted(store.job(job.id).attempt for job in jobs) == [1, 2]

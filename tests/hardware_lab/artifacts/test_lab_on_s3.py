@@ -24,6 +24,7 @@ from hardware_lab.artifacts import s3
 from hardware_lab.artifacts.server import Server
 from hardware_lab.boards import Task
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import JobOptions
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
 from hardware_lab.workplace import Workplace
@@ -92,7 +93,7 @@ def test_the_server_is_stopped_and_started_during_a_job(
     bucket: str, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path / "lab", f"s3://{bucket}")
-    job = store.submit(INT8, Demand("b0"), repetitions=1, warmup=0)
+    job = store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0))
     trace = os.urandom(s3.PART_BYTES + 1_000_000)
     real, tries = Workplace.keep, []
 
@@ -124,7 +125,7 @@ def test_the_disk_of_the_server_is_full(tmp_path: Path, monkeypatch: pytest.Monk
                 monkeypatch.setenv(name, value)
             server.make_bucket("lab")
             store = Store(tmp_path / "lab", "s3://lab")
-            job = store.submit(INT8, Demand("b0"), repetitions=1, warmup=0)
+            job = store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0))
 
             def fill() -> None:
                 monkeypatch.setattr(runner_module, "PATIENCE_S", 0.2)

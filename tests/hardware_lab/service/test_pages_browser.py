@@ -17,6 +17,7 @@ from coralline.runtime.measurement import Measurement
 from hardware_lab import runner
 from hardware_lab.boards import Task
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import JobOptions
 from hardware_lab.runner import Runner
 from hardware_lab.service.app import Settings, create_app
 from hardware_lab.store import Store
@@ -208,7 +209,7 @@ def test_a_running_job_moves_and_its_result_appears(
     worker = Thread(
         target=Runner(store, Inventory({"stepper": board}, {"stepper": {}})).run, args=(over,)
     )
-    job = store.submit(MODEL, Demand("stepper"), repetitions=1024, warmup=0)
+    job = store.submit(MODEL, Demand("stepper"), JobOptions(repetitions=1024, warmup=0))
     browser.size(*PHONE)
     with served(store) as site:
         browser.open(f"{site}/jobs/{job.id}")

@@ -15,6 +15,7 @@ from coralline.errors import UserError
 from coralline.runtime import statistics
 from coralline.runtime.energy import EnergyRecord
 from coralline.runtime.power import Window
+from coralline.runtime.statistics import Estimate
 
 if TYPE_CHECKING:
     from coralline.runtime.pipeline import PipelineRun
@@ -285,7 +286,7 @@ class Measurement:
         return {**found, "drift": self._drift and self._drift.to_json()}
 
     @cached_property
-    def _drift(self) -> statistics.Estimate | None:
+    def _drift(self) -> Estimate | None:
         return statistics.drift(self.at_s, self.latency_ms)
 
     def to_json(self) -> dict[str, Any]:

@@ -355,6 +355,18 @@ class Put(BaseModel):
     ref: Ref
 
 
+class Renewal(Body):
+    """An artifact that somebody would put."""
+
+    size_bytes: int = Field(ge=0)
+
+
+class Renewed(BaseModel):
+    """Whether the lab has it."""
+
+    renewed: bool = Field(description="It counts as put now; else it must be put.")
+
+
 class Failure(Body):
     """Why an attempt failed."""
 

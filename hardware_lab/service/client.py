@@ -33,6 +33,8 @@ from hardware_lab.service.transport import Http
 PAGE = 500
 IDS = 200
 """Of jobs, in one request's address."""
+ASK_BYTES = 64 << 10
+"""What is smaller is sent sooner than asked for."""
 MOST_WORDS = 4000
 """Characters of a cause or an error."""
 
@@ -278,6 +280,11 @@ class RemoteArtifacts:
                 spooled.seek(0)
                 return self._send(spooled)
 
+    def renew(self, ref: str, size_bytes: int) -> bool:
+        """As `Artifacts.renew`."""
+        asked = {"size_bytes": size_bytes}
+        return bool(self._http.ask("POST", f"{_artifact(ref)}/renewal", body=asked)["renewed"])
+
     def open(self, ref: str, start: int = 0) -> AbstractContextManager[BinaryIO]:
         """As `Artifacts.open`."""
         return self._http.stream(_artifact(ref), start)
@@ -290,6 +297,8 @@ class RemoteArtifacts:
         start = stream.tell()
         ref = ref_of(stream)
         size_bytes = stream.tell() - start
+        if size_bytes > ASK_BYTES and self.renew(ref, size_bytes):
+            return ref
         stream.seek(start)
         self._http.send(_artifact(ref), stream, size_bytes)
         return ref

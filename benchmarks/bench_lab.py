@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.frame import BenchResult, Cell
 from benchmarks.postgresql_server import PostgresqlServer, binaries
+from coralline.runtime.child import Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Task
 from hardware_lab.inventory import Demand, Inventory
@@ -64,7 +65,7 @@ class InstantBoard:
     def resource(self) -> str:
         return f"simulated-{self.name}"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "simulated"
 
     def measure(self, task: Task, on_progress: object = None) -> Measurement:

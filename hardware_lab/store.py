@@ -52,6 +52,7 @@ from hardware_lab.health import HealthRecords
 from hardware_lab.inventory import Demand
 from hardware_lab.jobs import Job, JobOptions, Lease, View
 from hardware_lab.locks import Lock
+from hardware_lab.pruning import Pruned, prune
 from hardware_lab.tokens import Tokens
 
 AGEING_S = 3600.0
@@ -322,6 +323,17 @@ class Store:
             ).all()
             files = connection.execute(select(_files.c.ref).join(_jobs).where(recent)).all()
         return {ref for row in (*models, *files) for ref in row if ref is not None}
+
+    def prune(self, older_than_s: float, *, dry_run: bool = False) -> Pruned:
+        """Delete artifacts that are older, and that no job needs which waits, runs or ended since.
+
+        The measurements stay in the database, with all their samples.
+
+        Raises:
+            UserError: So young a file may be one that a job is about to need.
+            DeviceError: The database or the artifact store does not answer.
+        """
+        return prune(self, older_than_s, dry_run=dry_run)
 
     def lock(self, resource: str, *, wait: bool = False) -> AbstractContextManager[Lock | None]:
         """Hold a resource of this machine; None when another does and `wait` is false."""

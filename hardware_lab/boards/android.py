@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from coralline.errors import DeviceError, UserError
-from coralline.runtime.child import Progress, Stop
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import open_segments
 from coralline.runtime.references import write_stage_references
@@ -169,10 +169,10 @@ class Android:
         """Boards with one serial are one phone."""
         return f"android-{self.serial or 'only'}"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         """Model, Android and cores of the phone, as it tells."""
         self._binary()
-        phone = Adb(self.serial, self.name)
+        phone = Adb(self.serial, self.name, stop)
         serial = phone.open()
         facts = self._facts(phone)
         return f"{_title(facts)}, {facts['cores']} cores, {serial} ready"
@@ -217,9 +217,9 @@ class Android:
         deadline = time.monotonic() + self.time_limit_s
         segments = open_segments(task.path)
         binary = self._binary()
-        phone = Adb(self.serial, self.name)
+        phone = Adb(self.serial, self.name, task.stop)
         phone.open()
-        session = _Session(phone, f"{self.folder}/jobs/{task.id}", binary, deadline, task.stop)
+        session = _Session(phone, f"{self.folder}/jobs/{task.id}", binary, deadline)
         models = [segments.folder / segment.file for segment in segments.segments]
         with tempfile.TemporaryDirectory() as folder:
             references = _References(segments, Path(folder))
@@ -247,8 +247,9 @@ class Android:
                 after = self._conditions(phone)
             finally:
                 with suppress(DeviceError):  # the phone is gone; the next job cleans it
-                    phone.open()
-                    self._clean(phone)
+                    left = Adb(self.serial, self.name)
+                    left.open()
+                    self._clean(left)
         emulated = facts["ro.boot.qemu"] == "1"
         ran, share = _processors(stages)
         whole = _whole(stages)
@@ -397,7 +398,7 @@ class Android:
                 f"{{ sh -c {shlex.quote(program)}; echo $? > code; }} {into}; exit $(cat code)"
             )
         command = f"cd {session.job} && {program}"
-        ran = session.phone.shell(command, time_limit_s=left, stop=session.stop)
+        ran = session.phone.shell(command, time_limit_s=left)
         if ran.code in (126, 127):
             raise DeviceError(
                 f"{self.name}: the phone cannot run {session.binary} ({last_line(ran.output)}); "
@@ -554,7 +555,7 @@ class Android:
             target = f"{self.folder}/files/{digest}"
             if digest not in kept:
                 left = _left(session.deadline)
-                phone.push(path, target, mode=0o755, time_limit_s=left, stop=session.stop)
+                phone.push(path, target, mode=0o755, time_limit_s=left)
             said = self._must(phone, f"sha256sum {target}")
             if said.split()[0] != digest:
                 self._must(phone, f"rm -f {target}")
@@ -594,7 +595,6 @@ class _Session:
     job: str
     binary: Path
     deadline: float
-    stop: Stop
 
     def pull(self, name: str) -> bytes:
         return self.phone.pull(f"{self.job}/{name}", time_limit_s=_left(self.deadline))

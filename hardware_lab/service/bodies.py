@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from coralline.errors import DeviceError, UserError
-from hardware_lab.artifacts import Model
+from hardware_lab.artifacts import Model, Stored
 from hardware_lab.database import HealthState, State
 from hardware_lab.health import BY_PEOPLE
 from hardware_lab.inventory import TAG, Demand
@@ -365,6 +365,21 @@ class Renewed(BaseModel):
     """Whether the lab has it."""
 
     renewed: bool = Field(description="It counts as put now; else it must be put.")
+
+
+class Pruning(Body):
+    """Which artifacts to delete."""
+
+    older_than_s: float = Field(gt=0, le=1e10, description="Two days at least.")
+    dry_run: bool = Field(False, description="Only say what would be deleted.")
+
+
+class PrunedDocument(BaseModel):
+    """What was deleted, or would be."""
+
+    artifacts: list[Stored]
+    unfinished: int = Field(description="Uploads that were cut off; 0 in a dry run.")
+    size_bytes: int = Field(description="Of the artifacts together.")
 
 
 class Failure(Body):

@@ -28,7 +28,8 @@ from hardware_lab.health import Health
 from hardware_lab.inventory import Demand
 from hardware_lab.jobs import Job, JobOptions, Lease, View
 from hardware_lab.locks import Lock, Locks
-from hardware_lab.service.transport import Http
+from hardware_lab.pruning import Pruned
+from hardware_lab.service.transport import STORING, Http
 
 PAGE = 500
 IDS = 200
@@ -159,6 +160,12 @@ class RemoteLab:
         wanted = {"ids": list(ids), "group": group, "reason": reason}
         ended = self._http.ask("POST", "/cancellations", body=wanted)
         return [Job.from_json(job) for job in ended["jobs"]]
+
+    def prune(self, older_than_s: float, *, dry_run: bool = False) -> Pruned:
+        """As `Store.prune`."""
+        wanted = {"older_than_s": older_than_s, "dry_run": dry_run}
+        done = self._http.ask("POST", "/prunings", body=wanted, timeout=STORING)
+        return Pruned.from_json(done)
 
     def lock(self, resource: str, *, wait: bool = False) -> AbstractContextManager[Lock | None]:
         """As `Store.lock`."""

@@ -67,3 +67,10 @@ def set_health(board: str, said: bodies.Say, request: Request) -> JSONResponse:
     store = store_of(request)
     store.health.set(board, said.state, said.why)
     return JSONResponse(asdict(store.health.known()[board]))
+
+
+@administering.post("/prunings", response_model=bodies.PrunedDocument)
+def prune(wanted: bodies.Pruning, request: Request) -> JSONResponse:
+    """Delete old models and raw files that no job needs which waits, runs or ended since."""
+    done = store_of(request).prune(wanted.older_than_s, dry_run=wanted.dry_run)
+    return JSONResponse(done.to_json())

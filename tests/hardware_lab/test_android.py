@@ -373,6 +373,9 @@ def test_the_phone_hangs(board: Android, phone: AdbDevice, monkeypatch: pytest.M
     with pytest.raises(DeviceError, match=r"no answer in 1 s") as caught:
         board.check()
     assert caught.value.retryable and time.monotonic() - started < 10
+    with pytest.raises(DeviceError, match="nobody waits for it") as caught:
+        board.check(lambda: True)
+    assert caught.value.retryable
     phone.hang_on = ""
     assert "ready" in board.check()
 

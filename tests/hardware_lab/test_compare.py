@@ -13,7 +13,7 @@ import pytest
 from scripted_board import measurement
 
 from coralline.errors import UserError
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Task
 from hardware_lab.compare import BLOCKS, Comparison, compare
@@ -39,7 +39,7 @@ class Moody:
     kind = "moody"
     resource = "moody"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "moody"
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:

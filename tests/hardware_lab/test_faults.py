@@ -56,6 +56,7 @@ from benchmarks.postgresql_server import PostgresqlServer
 from coralline.devices.model import load_device
 from coralline.errors import UserError
 from coralline.graph import read_graph
+from coralline.runtime.child import Stop, never
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
 from coralline.tflite.split import split_model
@@ -221,7 +222,7 @@ def test_the_database_is_gone_between_check_and_job(
     real = LitBoard.check
     gone = [1]
 
-    def check(self: LitBoard) -> str:
+    def check(self: LitBoard, stop: Stop = never) -> str:
         if gone:
             gone.pop()
             postgresql.stop()

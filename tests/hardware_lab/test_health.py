@@ -9,6 +9,7 @@ import pytest
 from scripted_board import ScriptedBoard, notes, scripted_lab
 
 from coralline.errors import DeviceError, UserError
+from coralline.runtime.child import Stop, never
 from hardware_lab import database, health
 from hardware_lab import runner as runner_module
 from hardware_lab.boards import Task
@@ -38,7 +39,7 @@ def sick(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many checks each board will fail; counts down."""
     left: dict[str, int] = {}
 
-    def check(self: ScriptedBoard) -> str:
+    def check(self: ScriptedBoard, stop: Stop = never) -> str:
         if left.get(self.name, 0) > 0:
             left[self.name] -= 1
             raise DeviceError("no answer")

@@ -245,12 +245,16 @@ def test_nobody_listens(board: Ssh) -> None:
 
 @needs_sshd
 def test_a_server_that_never_answers(board: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "COMMAND_S", 1.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
+        board = replace(board, port=silent.getsockname()[1])
+        with pytest.raises(DeviceError, match="nobody waits for it") as caught:
+            board.check(lambda: True)
+        assert caught.value.retryable
+        monkeypatch.setattr(ssh, "COMMAND_S", 1.0)
         with pytest.raises(DeviceError, match=r"no answer in 1 s") as caught:
-            replace(board, port=silent.getsockname()[1]).check()
+            board.check()
     assert caught.value.retryable
 
 

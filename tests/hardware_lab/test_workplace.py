@@ -20,7 +20,7 @@ from scripted_board import measurement
 from small_disk import needs_root, small_disk
 
 from coralline.errors import DeviceError, UserError
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab import runner as runner_module
 from hardware_lab.artifacts import File, Files
@@ -48,7 +48,7 @@ class Writing:
 
     kind = "writing"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "writing"
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:

@@ -17,7 +17,7 @@ from scripted_board import measurement
 from small_disk import needs_root, small_disk
 
 from coralline.errors import DeviceError
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab import runner as runner_module
 from hardware_lab.artifacts import s3
@@ -43,7 +43,7 @@ class Tracing:
 
     kind = "tracing"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "tracing"
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:

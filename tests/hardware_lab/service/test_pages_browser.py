@@ -12,7 +12,7 @@ import uvicorn
 from browser import DESKTOP, PHONE, Browser
 from page_lab import EVIL, MODEL, PageLab, page_lab, sampled
 
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab import runner
 from hardware_lab.boards import Task
@@ -188,7 +188,7 @@ class Stepper:
     def __init__(self) -> None:
         self.step = Event()
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "steps"
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:

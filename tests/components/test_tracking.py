@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,8 +52,9 @@ def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                     time.sleep(0.1)
             yield uri
         finally:
-            os.killpg(process.pid, 15)
-            process.wait(20)
+            # Asked to end, it would wait for connections that clients keep open.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def an_execution(folder: Path, **changes: object) -> Execution:

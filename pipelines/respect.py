@@ -15,7 +15,7 @@ from components.labels import solve_labels, validate_labels
 from components.models import build_model, compile_segments, plan_and_partition
 from components.policy import evaluate_policy, judge_policy, train_policy
 from components.results import record, sum_costs, write_report
-from pipelines.cluster import may_retry, near_boards, needs, with_tracking
+from pipelines.cluster import may_retry, near_boards, needs
 
 
 @dsl.pipeline(
@@ -131,7 +131,7 @@ def respect(
         policy=policy.outputs["policy"],
         training_share=training_share,
     ).set_caching_options(False)
-    needs(with_tracking(may_retry(judged)), cpu="1", memory="2Gi", minutes=60)
+    needs(may_retry(judged), cpu="1", memory="2Gi", minutes=60, tracking=True)
     with dsl.ParallelFor(models) as name:
         model = build_model(name=name, code_version=code_version)
         needs(model, cpu="2", memory="4Gi", minutes=60)
@@ -197,5 +197,5 @@ def respect(
         execution=execution,
         code_version=code_version,
     ).set_caching_options(False)
-    needs(with_tracking(may_retry(recorded)), cpu="500m", memory="2Gi", minutes=30)
+    needs(may_retry(recorded), cpu="500m", memory="2Gi", minutes=30, tracking=True)
     return report.outputs["table"]

@@ -200,9 +200,12 @@ def logs(
         logs = [{"step": name, "pod": pod, "log": log} for name, pod, log in found]
         output.print_json({"run_id": run, "logs": logs})
         return
+    pod = ""
     for name, pod, log in found:
         typer.echo(f"==> {name} ({pod})")
-        typer.echo("the pod is gone, and its log" if log is None else log.rstrip("\n"))
+        typer.echo(log.rstrip("\n"))
+    if not pod:
+        typer.echo("no log is there: no step has begun, or the pods are gone", err=True)
 
 
 def cancel(
@@ -294,6 +297,8 @@ def _print_run(run: dict[str, Any]) -> None:
         table.add_row(escape(step["step"] or "-"), step["state"] or "-", seconds)
     console = Console()
     console.print(f"{escape(run['name'])}: [bold]{run['state']}[/bold]", soft_wrap=True)
+    if run["error"]:
+        console.print(escape(run["error"]), style="red", soft_wrap=True)
     if run["steps"]:
         console.print(table)
     console.print(run["url"], soft_wrap=True)

@@ -199,36 +199,64 @@ def test_a_schedule_whose_answer_is_lost_is_one(stub: Stub) -> None:
     assert kept["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
 
 
+WORKFLOW = "respect-x7k2p"
+WHY = "dispatch: board usb0 is away"
+
+
+def _node(
+    name: str, state: str, minute: int, *children: int, ended: str = "2026-11-21T02:04:00Z"
+) -> dict[str, Any]:
+    """A task as KFP 2 gives it: one time of creation for all, no pod, no error."""
+    return {
+        "run_id": "r",
+        "task_id": f"{name}-{minute}",
+        "display_name": name,
+        "state": state,
+        "create_time": "2026-11-21T02:00:00Z",
+        "start_time": f"2026-11-21T02:{minute:02}:00Z" if minute else "1970-01-01T00:00:00Z",
+        "end_time": ended,
+        "child_tasks": [{"pod_name": f"{WORKFLOW}-{number}"} for number in children],
+    }
+
+
+def _said(event: str, step: str, at: str, **facts: str) -> str:
+    return json.dumps({"coralline": event, "execution": "r", "step": step, "at": at, **facts})
+
+
 def _finish(stub: Stub, state: str) -> None:
     run = stub.kept["runs"][0]
     run |= {
         "state": state,
         "created_at": "2026-11-21T02:00:00Z",
         "finished_at": "2026-11-21T02:05:00Z",
-        "error": {"code": 13, "message": "step failed"},
         "run_details": {
             "task_details": [
-                {
-                    "display_name": "dispatch",
-                    "state": "FAILED",
-                    "pod_name": "respect-2",
-                    "create_time": "2026-11-21T02:01:00Z",
-                    "start_time": "2026-11-21T02:01:00Z",
-                    "end_time": "2026-11-21T02:04:00Z",
-                    "error": {"code": 2, "message": "board usb0 is away"},
-                },
-                {
-                    "display_name": "generate-graphs",
-                    "state": "SUCCEEDED",
-                    "pod_name": "respect-1",
-                    "create_time": "2026-11-21T02:00:10Z",
-                    "start_time": "2026-11-21T02:00:10Z",
-                    "end_time": "1970-01-01T00:00:00Z",
-                },
+                _node("executor", "SUCCEEDED", 1, 5, ended="2026-11-21T02:02:00Z"),
+                _node("record", "PENDING", 0, ended="1970-01-01T00:00:00Z"),
+                _node("dispatch", "FAILED", 3, 6),
+                _node("executor", "FAILED", 3, 7, 8),  # of three tries, this is what repeats them
+                _node("executor(0)", "FAILED", 3),
+                _node("executor(1)", "FAILED", 4),
+                _node("dispatch-driver", "SUCCEEDED", 2, 9),
+                _node("generate-graphs", "SUCCEEDED", 1, 4, ended="1970-01-01T00:00:00Z"),
+                _node("generate-graphs-driver", "SUCCEEDED", 1, 3),
+                _node("root", "FAILED", 1, 2),
+                _node(WORKFLOW, "FAILED", 1, 1),
             ]
         },
     }
-    stub.logs["respect-2"] = "[1, 2]"
+    stub.logs[f"{WORKFLOW}-system-container-impl-4"] = "[1, 2]"
+    for number, (at, error) in {
+        7: ("02:03", "no route"),
+        8: ("02:04", "board usb0 is away"),
+    }.items():
+        stub.logs[f"{WORKFLOW}-retry-system-container-impl-{number}"] = "\n".join(
+            (
+                f"launcher speaking {_said('started', 'dispatch', at)}",
+                _said("failed", "dispatch", at, kind="DeviceError", error=error),
+                "Traceback",
+            )
+        )
 
 
 def test_a_run_is_followed_to_its_end(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,21 +275,51 @@ def test_a_failed_run_says_why(stub: Stub) -> None:
     run_id = _submit(server)["run_id"]
     _finish(stub, "FAILED")
     run = server.run(run_id)
-    assert run["error"] == "board usb0 is away"
-    assert [(s["step"], s["seconds"]) for s in run["steps"]] == [
-        ("generate-graphs", None),
-        ("dispatch", 180.0),
+    assert run["error"] == "dispatch: board usb0 is away"
+    assert [(s["step"], s["state"], s["seconds"]) for s in run["steps"]] == [
+        ("generate-graphs", "SUCCEEDED", None),
+        ("dispatch", "FAILED", 60.0),
+        ("record", "PENDING", None),
     ]
     assert run["seconds"] == 300
-    # A log that happens to be JSON stays text; a pod that is gone is no failure.
-    assert list(server.logs(run_id)) == [
-        ("generate-graphs", "respect-1", None),
-        ("dispatch", "respect-2", "[1, 2]"),
-    ]
-    with pytest.raises(UserError, match=r"no step 'record' .* it has dispatch, generate-graphs"):
-        list(server.logs(run_id, "record"))
+    # A log that happens to be JSON stays text.
+    logs = list(server.logs(run_id))
+    pods = [f"{WORKFLOW}-retry-system-container-impl-{number}" for number in (7, 8)]
+    assert logs[0] == ("generate-graphs", f"{WORKFLOW}-system-container-impl-4", "[1, 2]")
+    assert [(name, pod) for name, pod, _ in logs[1:]] == [("dispatch", pod) for pod in pods]
+    assert [pod for _, pod, _ in server.logs(run_id, "dispatch")] == pods
+    with pytest.raises(
+        UserError, match=r"no step 'plan'; it has dispatch, generate-graphs, record"
+    ):
+        list(server.logs(run_id, "plan"))
     with pytest.raises(UserError, match="has no run nothing; see `coralline pipeline runs`"):
         server.run("nothing")
+
+
+def test_a_failed_run_whose_pods_say_nothing_names_the_step(stub: Stub) -> None:
+    server = Server(Access(stub.host))
+    run_id = _submit(server)["run_id"]
+    _finish(stub, "FAILED")
+    stub.logs.clear()
+    error = server.run(run_id)["error"]
+    assert error.startswith("dispatch left no message: out of memory or time")
+    assert f"kubectl describe pod -l pipeline/runid={run_id}" in error
+    assert list(server.logs(run_id)) == []
+    stub.kept["runs"][0]["run_details"]["task_details"] = []
+    assert server.run(run_id)["error"].startswith("no step began")
+
+
+def test_what_a_newer_server_says_of_a_step_is_believed(stub: Stub) -> None:
+    server = Server(Access(stub.host))
+    run_id = _submit(server)["run_id"]
+    _finish(stub, "FAILED")
+    [dispatch] = [
+        node
+        for node in stub.kept["runs"][0]["run_details"]["task_details"]
+        if node["display_name"] == "dispatch"
+    ]
+    dispatch["error"] = {"code": 13, "message": "Pod lifecycle failure: OOMKilled"}
+    assert server.run(run_id)["error"] == "Pod lifecycle failure: OOMKilled"
 
 
 def test_cancelling(stub: Stub) -> None:
@@ -316,8 +374,8 @@ def test_the_verbs(
     assert told("status", run["run_id"])["state"] == "PENDING"
     assert told("cancel", run["run_id"])["state"] == "CANCELING"
     _finish(stub, "FAILED")
-    assert told("logs", run["run_id"], "--step", "dispatch")["logs"][0]["log"] == "[1, 2]"
-    assert told("status", run["run_id"], "--watch", code=1)["error"] == "board usb0 is away"
+    assert told("logs", run["run_id"], "--step", "generate-graphs")["logs"][0]["log"] == "[1, 2]"
+    assert told("status", run["run_id"], "--watch", code=1)["error"] == WHY
     assert told("schedule", "respect", "--off") == {"name": "respect", "deleted": 1}
 
     for words in (
@@ -330,11 +388,15 @@ def test_the_verbs(
         assert _main(monkeypatch, *words) == 0
     printed = capsys.readouterr().out
     assert "next run: " in printed
-    assert "the pod is gone, and its log" in printed
+    assert f"==> dispatch ({WORKFLOW}-retry-system-container-impl-7)" in printed
     assert _main(monkeypatch, "status", run["run_id"], "--watch") == 1
     shown = capsys.readouterr()
     assert "FAILED    dispatch" in shown.err
-    assert shown.err.splitlines()[-1].endswith("failed: board usb0 is away")
+    assert shown.out.splitlines()[1] == WHY
+    assert shown.err.splitlines()[-1].endswith(f"failed: {WHY}")
+    stub.logs.clear()
+    assert _main(monkeypatch, "logs", run["run_id"]) == 0
+    assert "no log is there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

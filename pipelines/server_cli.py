@@ -70,7 +70,7 @@ def submit(
     from coralline.cli import output
     from pipelines.arguments import read_arguments
 
-    with _package(name, check_images) as (package, pipeline):
+    with _package(name, experiment, check_images) as (package, pipeline):
         arguments = read_arguments(name, settings)
         _check_room(package, kube_context, namespace, service_account)
         run = _server(host, namespace, token_file, ca_file).submit(
@@ -118,7 +118,7 @@ def schedule(
             typer.echo(f"{deleted} schedules deleted")
         return
     when = parse_cron(cron)
-    with _package(name, check_images) as (package, pipeline):
+    with _package(name, experiment, check_images) as (package, pipeline):
         arguments = read_arguments(name, settings)
         _check_room(package, kube_context, namespace, service_account)
         made = _server(host, namespace, token_file, ca_file).schedule(
@@ -249,13 +249,15 @@ def _pipeline_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _package(name: str, check_images: bool) -> Iterator[tuple[Path, str]]:
+def _package(name: str, experiment: str, check_images: bool) -> Iterator[tuple[Path, str]]:
     """The compiled pipeline, checked, and its name on the server."""
     from tempfile import TemporaryDirectory
 
+    from pipelines.acceptance import check_names
     from pipelines.package import check_package, find_image
     from pipelines.registry import compile_pipeline
 
+    check_names(_pipeline_name(name), experiment)
     with TemporaryDirectory() as folder:
         package = Path(name)
         if package.suffix not in (".yaml", ".yml"):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kfp_stub import Stub
 
 from coralline.errors import DeviceError, UserError
 from pipelines import server as module
+from pipelines.arguments import read_arguments
+from pipelines.package import check_package
 from pipelines.server import Access, Server
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "respect.yaml"
@@ -98,7 +101,7 @@ def test_a_login_page_is_seen(stub: Stub) -> None:
 
 
 def test_a_server_that_hangs_is_left(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TIMEOUT_S", (0.2, 0.2))
+    monkeypatch.setattr(module, "_TIMEOUT_S", (1.0, 1.0))
     stub.faults["/healthz"] = ["hang"]
     told: list[str] = []
     server = Server(Access(stub.host), lambda why, pause_s: told.append(why))
@@ -341,6 +344,52 @@ def test_runs_come_newest_first_over_pages(stub: Stub) -> None:
     assert len(server.runs(experiment="coralline", count=120)) == 120
 
 
+def _loop_over_artifacts(spec: dict[str, Any]) -> None:
+    task = spec["root"]["dag"]["tasks"]["for-loop-1"]
+    del task["parameterIterator"]
+    task["artifactIterator"] = {"itemInput": "x", "items": {"inputArtifact": "y"}}
+
+
+def _resolve(spec: dict[str, Any]) -> None:
+    spec["deploymentSpec"]["executors"]["exec-record"] = {"resolver": {}}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda spec: spec.update(schemaVersion="2.0.0"), "schemaVersion is '2.0.0'"),
+        (lambda spec: spec["pipelineInfo"].update(name="Ä"), "pipelineInfo.name 'Ä'"),
+        (lambda spec: spec.pop("root"), "has no root"),
+        (lambda spec: spec["components"].update(root=spec["root"]), "called root"),
+        (_loop_over_artifacts, "for-loop-1 loops over artifacts"),
+        (_resolve, "exec-record is a resolver"),
+    ],
+)
+def test_what_a_server_refuses_is_refused_before_it_is_sent(
+    stub: Stub, tmp_path: Path, fault: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    documents = list(yaml.safe_load_all(GOLDEN.read_text()))
+    fault(documents[0])
+    package = tmp_path / "respect.yaml"
+    package.write_text(yaml.safe_dump_all(documents))
+    with pytest.raises(UserError, match=message):
+        check_package(package)
+    with pytest.raises(DeviceError, match="the server refused it as invalid"):
+        Server(Access(stub.host)).submit(package, "respect", {}, experiment="coralline")
+    stub.errors.clear()
+
+
+@pytest.mark.parametrize("arguments", [{"seed": "x"}, {"seeds": 1}, {"models": "resnet50"}])
+def test_arguments_that_a_server_refuses(stub: Stub, arguments: dict[str, Any]) -> None:
+    server = Server(Access(stub.host))
+    [(name, value)] = arguments.items()
+    with pytest.raises(UserError, match=name):
+        read_arguments("respect", [f"{name}={json.dumps(value)}"])
+    with pytest.raises(DeviceError, match="the server refused it as invalid"):
+        _submit(server, **arguments)
+    stub.errors.clear()
+
+
 def _main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     from coralline.cli.main import main
 
@@ -408,6 +457,9 @@ def test_the_verbs(
         (("submit", "respect", "--set", "seed"), "write NAME=VALUE"),
         (("submit", "respekt"), "choose one of respect"),
         (("submit", "none.yaml"), "no such file"),
+        (("submit", "My_Pipeline.yaml"), "pipeline name 'My_Pipeline': use at most 114"),
+        (("submit", f"{'x' * 115}.yaml"), "use at most 114 lower-case letters"),
+        (("submit", "respect", "--experiment", ""), "--experiment: use 1 to 128"),
         (("submit", "respect", "--kube-context", "nowhere"), "--kube-context nowhere: "),
         (("schedule", "respect", "--cron", "0 2 * * *"), "has 5 fields, not six"),
         (("schedule", "respect"), "either --cron EXPRESSION or --off"),

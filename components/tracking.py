@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.registry import register
+from components.summary import describe, describe_failure
 from coralline.cost import StepCost
-from coralline.errors import DeviceError
+from coralline.errors import DeviceError, UserError
 from coralline.files import make_folder
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.home import home_folder
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 EXPERIMENT = "coralline"
 PARENT = "pipeline"
 """The tag `item` of a parent run."""
+
+_DESCRIPTION = "mlflow.note.content"
+"""The tag that MLflow's page of a run shows as its description."""
 
 _BATCH_METRICS = 1000
 """MLflow takes no more in one log_batch."""
@@ -72,6 +76,7 @@ class Execution:
         plans: Those that no measurement carries get a run too, without a board.
         graphs: By digest; a host's predicted time needs its plan's graph.
         costs: What its steps used.
+        findings: Sentences that the parent run's description begins with.
         metrics: Of the parent run.
         artifacts: Files and folders for the parent run, by the folder they go to.
     """
@@ -85,6 +90,7 @@ class Execution:
     graphs: Mapping[str, ComputeGraph] = field(default_factory=dict)
     policy: PolicyRecord | None = None
     costs: Sequence[StepCost] = ()
+    findings: Sequence[str] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     artifacts: Mapping[str, Path] = field(default_factory=dict)
 
@@ -147,7 +153,8 @@ def record_failure(
     tags = _tags(execution, pipeline, code_version)
     with connected(uri) as client:
         run = _only_parent(client, _experiment(client, uri), tags)
-        for key, value in (("failed_step", step), ("error", message)):
+        described = describe_failure(step, message)
+        for key, value in (("failed_step", step), ("error", message), (_DESCRIPTION, described)):
             client.set_tag(run.info.run_id, key, value)
         client.set_terminated(run.info.run_id, status="FAILED")
 
@@ -157,18 +164,25 @@ def connected(uri: str) -> Iterator[MlflowClient]:
     """A client of the store; what it raises is a DeviceError that names the store.
 
     Raises:
-        UserError: The SQLite file's folder cannot be written.
+        UserError: MLflow knows no such place, or the SQLite file's folder cannot be written.
         DeviceError: The server does not answer or refuses.
     """
-    client = _client(uri)
     from mlflow.exceptions import MlflowException
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
     try:
-        yield client
+        yield _client(uri)
+    except UnsupportedModelRegistryStoreURIException:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI={uri}: is no place that MLflow knows; write http://HOST:PORT or "
+            "sqlite:///FILE"
+        ) from None
     except MlflowException as error:
+        said = str(error).splitlines()[0]
+        if "Max retries exceeded" in said:
+            said = "does not answer; start it (on this machine with `coralline up`)"
         raise DeviceError(
-            f"MLflow at {uri}: {str(error).splitlines()[0]}; check MLFLOW_TRACKING_URI",
-            retryable=True,
+            f"MLflow at {uri}: {said}, or check MLFLOW_TRACKING_URI", retryable=True
         ) from error
 
 
@@ -251,6 +265,7 @@ def _complete(client: MlflowClient, uri: str, run: Run, execution: Execution) ->
     run_id = run.info.run_id
     _log_parent(client, run, execution)
     version = None
+    findings = list(execution.findings)
     if execution.policy is not None:
         registered = register(client, uri, run_id, execution.policy.file, execution.policy.verdict)
         version = str(registered.version)
@@ -262,6 +277,8 @@ def _complete(client: MlflowClient, uri: str, run: Run, execution: Execution) ->
             ("policy_reason", verdict.reason),
         ):
             client.set_tag(run_id, key, value)
+        findings.append(f"Policy, version {version}: {verdict.word}: {verdict.reason}.")
+    client.set_tag(run_id, _DESCRIPTION, describe(_pairs(execution), findings))
     if run.info.status == "FAILED":  # by a step of a try before, which knows less
         client.set_tag(run_id, "code_version", execution.code_version)
     for tag in {"error", "failed_step"} & set(run.data.tags):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import boto3
 import pytest
 from scripted_board import measurement
 from small_disk import needs_root, small_disk
+from verbs import verb
 
 from coralline.errors import DeviceError
 from coralline.runtime.child import Progress, Stop, never
@@ -64,18 +63,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "SEND_S", 0.1)
 
 
-def test_a_job_from_submission_to_its_raw_files(bucket: str, tmp_path: Path) -> None:
+def test_a_job_from_submission_to_its_raw_files(
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = verb(capsys)
+
     def call(*arguments: str) -> Any:
-        program = "from coralline.cli.main import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments, "--json"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(said(*arguments, "--json"))
 
     place = ("--artifacts", f"s3://{bucket}/lab")
     job = call("lab", "submit", str(INT8), "--board", "host", "-n", "20", *place)

@@ -207,7 +207,7 @@ class Ssh:
         if code not in (0, _CONNECTION_FAILED):  # it may be gone before it has answered
             raise DeviceError(f"{self._where}: `{self.reboot}` ended with exit code {code}")
 
-    def _kept(self, stop: Stop) -> set[str]:
+    def _kept(self, stop: Stop = never) -> set[str]:
         """Digests of the files that the board has."""
         files = shlex.quote(f"{self.folder}/files")
         command = f"mkdir -p {files} && ls {files}"

@@ -482,8 +482,8 @@ def test_a_boards_clock_jumps(
     # What the board has is gone by the time that it is wanted: it is sent again.
     real = Ssh._kept
 
-    def kept(self: Ssh) -> set[str]:
-        found = real(self)
+    def kept(self: Ssh, stop: Stop) -> set[str]:
+        found = real(self, stop)
         (files / ssh.file_digest(segments / SegmentSet.read(segments).segments[0].file)).unlink()
         monkeypatch.setattr(Ssh, "_kept", real)
         return found

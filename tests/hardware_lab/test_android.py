@@ -27,7 +27,8 @@ from coralline.runtime.measurement import Measurement
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
 from coralline.tflite.split import split_model
-from hardware_lab.boards import Task, android, benchmark_output
+from hardware_lab.boards import Task, benchmark_output
+from hardware_lab.boards import phone as phone_module
 from hardware_lab.boards.adb import Adb
 from hardware_lab.boards.android import Android
 from hardware_lab.boards.ssh import file_digest
@@ -157,8 +158,8 @@ def test_clocks_of_a_phone(board: Android, monkeypatch: pytest.MonkeyPatch) -> N
         }.items():
             (folder / name / file).write_text(f"{text}\n")
     for script in ("_CPU", "_CLOCKS"):
-        told = getattr(android, script).replace("/sys/devices/system/cpu/cpufreq", str(folder))
-        monkeypatch.setattr(android, script, told)
+        told = getattr(phone_module, script).replace("/sys/devices/system/cpu/cpufreq", str(folder))
+        monkeypatch.setattr(phone_module, script, told)
     found = board.measure(task(repetitions=3)).environment
     assert found["cpu_clock"]["before_khz"] == 1_800_000
     assert found["cpu_clock"]["limit_least_khz"] == 2_400_000
@@ -367,7 +368,7 @@ def test_the_disk_of_the_phone_is_full(board: Android, phone: AdbDevice) -> None
 
 @needs_adb
 def test_the_phone_hangs(board: Android, phone: AdbDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(android, "COMMAND_S", 1.0)
+    monkeypatch.setattr(phone_module, "COMMAND_S", 1.0)
     phone.hang_on = "getprop"
     started = time.monotonic()
     with pytest.raises(DeviceError, match=r"no answer in 1 s") as caught:

@@ -47,7 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def client(store: Store) -> Iterator[httpx.Client]:
-    with serving(store) as url, httpx.Client(base_url=url) as client:
+    with serving(store) as url, httpx.Client(base_url=url, timeout=60.0) as client:
         yield client
 
 

@@ -97,8 +97,9 @@ class Manifests:
             spec = doc.get("spec") or {}
             if doc["kind"] == "CronJob":
                 spec = spec["jobTemplate"]["spec"]
-            if "template" in spec:
-                found.append(Pod(doc, spec["template"]))
+            for owner in (spec, *spec.get("tfReplicaSpecs", {}).values()):
+                if "template" in owner:
+                    found.append(Pod(doc, owner["template"]))
         return found
 
     def selected(self, namespace: str, selector: Doc) -> list[Pod]:
@@ -147,11 +148,19 @@ def rule(function: Rule) -> Rule:
 
 @rule
 def schemas(manifests: Manifests) -> Iterator[str]:
-    """Every field is one that Kubernetes knows, in each of VERSIONS."""
+    """Every field is one that Kubernetes knows, in each of VERSIONS; in training jobs too."""
     for doc in manifests.docs:
-        for version in VERSIONS:
-            if fault := _schema_fault(json.dumps(doc), version):
-                yield f"{title(doc)}: Kubernetes {version}: {fault}"
+        parts = [doc]
+        if doc["kind"] == "TFJob":
+            parts = [
+                {"apiVersion": "v1", "kind": "PodTemplate", "template": pod.template}
+                for pod in manifests.pods
+                if pod.owner is doc
+            ]
+        for part in parts:
+            for version in VERSIONS:
+                if fault := _schema_fault(json.dumps(part), version):
+                    yield f"{title(doc)}: Kubernetes {version}: {fault}"
 
 
 @cache
@@ -180,6 +189,49 @@ def names(manifests: Manifests) -> Iterator[str]:
     for doc in manifests.docs:
         if doc["kind"] != "Namespace" and namespace_of(doc) not in spaces:
             yield f"{title(doc)} is in namespace {namespace_of(doc)}, which is not there"
+
+
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_VALUE = r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?"
+
+
+@rule
+def identifiers(manifests: Manifests) -> Iterator[str]:
+    """Names and labels have the form that the API server asks for, and mounts a place each.
+
+    https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
+    """
+    for doc in manifests.docs:
+        name = doc["metadata"]["name"]
+        form = rf"{_LABEL}(\.{_LABEL})*"
+        if doc["kind"] in ("Service", "TFJob"):
+            form = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
+        # What a CronJob adds to the names of its jobs takes 11 characters.
+        if not re.fullmatch(form, name) or (doc["kind"] == "CronJob" and len(name) > 52):
+            yield f"{title(doc)}: {name!r} cannot be its name"
+        for key, value in doc["metadata"].get("labels", {}).items():
+            if not re.fullmatch(_VALUE, value):
+                yield f"{title(doc)}: {value!r} cannot be the value of label {key}"
+    for pod in manifests.pods:
+        for key, value in pod.labels.items():
+            if not re.fullmatch(_VALUE, value):
+                yield f"{pod.name}: {value!r} cannot be the value of label {key}"
+        for kind, names in (
+            ("containers", [container["name"] for container in pod.containers]),
+            ("volumes", [volume["name"] for volume in pod.spec.get("volumes", ())]),
+        ):
+            for name in names:
+                if not re.fullmatch(_LABEL, name) or names.count(name) > 1:
+                    yield f"{pod.name}: {kind}: {name!r} is no name, or of two"
+        for container in pod.containers:
+            at = f"{pod.name}: container {container['name']}"
+            for port in container.get("ports", ()):
+                name = port.get("name", "x")
+                if not re.fullmatch(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*", name) or len(name) > 15:
+                    yield f"{at}: {name!r} cannot be a port's name"
+            places = [mount["mountPath"] for mount in container.get("volumeMounts", ())]
+            for place in sorted({place for place in places if places.count(place) > 1}):
+                yield f"{at}: {place} is mounted twice"
 
 
 @rule
@@ -271,6 +323,47 @@ def _keys(manifests: Manifests, kind: str, namespace: str, name: str) -> set[str
         return manifests.secrets.get((namespace, name))
     found = manifests.find(kind, namespace, name)
     return None if found is None else {*found.get("data", {}), *found.get("binaryData", {})}
+
+
+@rule
+def claims(manifests: Manifests) -> Iterator[str]:
+    """A volume that one node at a time may have serves one pod, or pods that keep to its node."""
+    for claim in manifests.of("PersistentVolumeClaim"):
+        if claim["spec"]["accessModes"] != ["ReadWriteOnce"]:
+            continue
+        name = claim["metadata"]["name"]
+        users = [
+            pod
+            for pod in manifests.pods
+            if pod.namespace == namespace_of(claim)
+            and ("PersistentVolumeClaim", name, set()) in _named(pod)
+        ]
+        for pod in users:
+            spec = pod.owner["spec"]
+            others = [other for other in users if other is not pod]
+            replicas = spec.get("replicas", 1)
+            for replica in spec.get("tfReplicaSpecs", {}).values():
+                replicas = replica.get("replicas", 1)
+            if replicas > 1 or pod.owner["kind"] == "DaemonSet":
+                yield f"{pod.name}: {title(claim)} is of one node, and these pods are of several"
+            elif pod.owner["kind"] == "Deployment" and (
+                spec.get("strategy", {}).get("type") != "Recreate"
+            ):
+                yield f"{pod.name}: a new pod may wait for {title(claim)}; set strategy: Recreate"
+            elif others and not any(
+                _beside(one, other) for one, other in ((pod, others[0]), (others[0], pod))
+            ):
+                yield f"{pod.name}: {title(claim)} is of one node, and of {others[0].name} too"
+
+
+def _beside(pod: Pod, other: Pod) -> bool:
+    """Whether a pod is put on another's node."""
+    affinity = pod.spec.get("affinity", {}).get("podAffinity", {})
+    return any(
+        term["topologyKey"] == "kubernetes.io/hostname"
+        and matches(term["labelSelector"], other.labels)
+        for term in affinity.get("requiredDuringSchedulingIgnoredDuringExecution", ())
+    )
 
 
 @rule
@@ -432,6 +525,10 @@ def may_speak(manifests: Manifests, source: Pod, target: Pod, port: int | str) -
 
 
 _LEVEL = "pod-security.kubernetes.io/enforce"
+_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim"} | {
+    "projected",
+    "secret",
+}
 
 
 @rule
@@ -459,9 +556,10 @@ def security(manifests: Manifests) -> Iterator[str]:
         for key in ("hostNetwork", "hostPID", "hostIPC"):
             if pod.spec.get(key):
                 yield f"{pod.name}: has {key}"
-        of_node = any("hostPath" in volume for volume in pod.spec.get("volumes", ()))
-        if of_node and not pod.privileged:
-            yield f"{pod.name}: mounts its node's files; write why in {WHY_PRIVILEGED}"
+        for volume in pod.spec.get("volumes", ()):
+            if not volume.keys() - {"name"} <= _VOLUMES and not pod.privileged:
+                kind = "its node's files" if "hostPath" in volume else f"volume {volume['name']}"
+                yield f"{pod.name}: mounts {kind}; write why in {WHY_PRIVILEGED}"
         for container in pod.containers:
             settings = {
                 **pod.spec.get("securityContext", {}),
@@ -469,6 +567,11 @@ def security(manifests: Manifests) -> Iterator[str]:
             }
             for fault in _unsafe(settings, pod.privileged):
                 yield f"{pod.name}: container {container['name']}: {fault}"
+            if any("hostPort" in port for port in container.get("ports", ())):
+                yield f"{pod.name}: container {container['name']}: has a port of its node"
+            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+                if "host" in container.get(kind, {}).get("httpGet", {}):
+                    yield f"{pod.name}: container {container['name']}: {kind} names a host"
             if not any(m["mountPath"] == "/tmp" for m in container.get("volumeMounts", ())):
                 yield f"{pod.name}: container {container['name']}: /tmp cannot be written"
 
@@ -570,6 +673,12 @@ def budgets(manifests: Manifests) -> Iterator[str]:
             for doc in manifests.of("PodDisruptionBudget")
         ):
             yield f"{pod.name}: no disruption budget selects it"
+    for doc in manifests.of("PodDisruptionBudget"):
+        for pod in manifests.selected(namespace_of(doc), doc["spec"]["selector"]):
+            least = doc["spec"].get("minAvailable", 0)
+            replicas = pod.owner["spec"].get("replicas", 1)
+            if doc["spec"].get("maxUnavailable") in (0, "0%") or least in (replicas, "100%"):
+                yield f"{title(doc)}: keeps the nodes of {pod.name} from being drained"
 
 
 @rule
@@ -580,6 +689,8 @@ def commands(manifests: Manifests) -> Iterator[str]:
             if not _ours(container):
                 continue
             command = [*container.get("command", ()), *container.get("args", ())]
+            if command[:1] == ["sleep"]:
+                continue
             if fault := command_fault(command):
                 yield f"{pod.name}: {shlex.join(command)}: {fault}"
             names = {variable["name"] for variable in container.get("env", ())}
@@ -631,7 +742,7 @@ def _program(name: str) -> Any:
     return typer.main.get_command(main.app)
 
 
-_OTHERS = {"NODE": "the runner's command"}
+_OTHERS = {"NODE": "the runner's command", "TF_NUM_INTRAOP_THREADS": "TensorFlow"}
 """Names in our containers' environments that neither our code nor MLflow reads, and who does."""
 
 

@@ -167,6 +167,7 @@ def record_night(
             plans=(),
             # There is none when every board is missing.
             measurements=read_measurements(measurements) if any(measurements.iterdir()) else (),
+            findings=_red(night),
             metrics=_metrics(night),
             costs=read_costs(costs),
             artifacts={"report": report, "trends": trends},
@@ -182,18 +183,23 @@ def alarm(table: Path) -> None:
     Raises:
         DeviceError: It is; names the worst, and the page.
     """
-    from hardware_lab.trend_page import sentence
-
     night = read_night(table)
-    red = [trend for trend in night["trends"] if trend["red"]]
+    red = _red(night)
     if red:
-        said = "; ".join(
-            f"{trend['series']} {trend['verdict']}: {sentence(trend)}" for trend in red
-        )
         raise DeviceError(
-            f"{len(red)} of {len(night['trends'])} series need a look: {said}; "
+            f"{len(red)} of {len(night['trends'])} series need a look: {'; '.join(red)}; "
             f"page: {night['report']}"
         )
+
+
+def _red(night: Mapping[str, Any]) -> list[str]:
+    from hardware_lab.trend_page import sentence
+
+    return [
+        f"{trend['series']} {trend['verdict']}: {sentence(trend)}"
+        for trend in night["trends"]
+        if trend["red"]
+    ]
 
 
 def _metrics(night: Mapping[str, Any]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.registry import register
+from components.summary import describe, describe_failure
 from coralline.cost import StepCost
 from coralline.errors import DeviceError
 from coralline.files import make_folder
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 EXPERIMENT = "coralline"
 PARENT = "pipeline"
 """The tag `item` of a parent run."""
+
+_DESCRIPTION = "mlflow.note.content"
+"""The tag that MLflow's page of a run shows as its description."""
 
 _BATCH_METRICS = 1000
 """MLflow takes no more in one log_batch."""
@@ -72,6 +76,7 @@ class Execution:
         plans: Those that no measurement carries get a run too, without a board.
         graphs: By digest; a host's predicted time needs its plan's graph.
         costs: What its steps used.
+        findings: Sentences that the parent run's description begins with.
         metrics: Of the parent run.
         artifacts: Files and folders for the parent run, by the folder they go to.
     """
@@ -85,6 +90,7 @@ class Execution:
     graphs: Mapping[str, ComputeGraph] = field(default_factory=dict)
     policy: PolicyRecord | None = None
     costs: Sequence[StepCost] = ()
+    findings: Sequence[str] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     artifacts: Mapping[str, Path] = field(default_factory=dict)
 
@@ -147,7 +153,8 @@ def record_failure(
         run = _runs_by_item(client, experiment_id, execution).get(PARENT)
         if run is None:
             run = _create_parent(client, experiment_id, tags, None)
-        for key, value in (("failed_step", step), ("error", message)):
+        described = describe_failure(step, message)
+        for key, value in (("failed_step", step), ("error", message), (_DESCRIPTION, described)):
             client.set_tag(run.info.run_id, key, value)
         client.set_terminated(run.info.run_id, status="FAILED")
 
@@ -251,6 +258,7 @@ def _complete(client: MlflowClient, uri: str, run: Run, execution: Execution) ->
     run_id = run.info.run_id
     _log_parent(client, run, execution)
     version = None
+    findings = list(execution.findings)
     if execution.policy is not None:
         registered = register(client, uri, run_id, execution.policy.file, execution.policy.verdict)
         version = str(registered.version)
@@ -262,6 +270,8 @@ def _complete(client: MlflowClient, uri: str, run: Run, execution: Execution) ->
             ("policy_reason", verdict.reason),
         ):
             client.set_tag(run_id, key, value)
+        findings.append(f"Policy, version {version}: {verdict.word}: {verdict.reason}.")
+    client.set_tag(run_id, _DESCRIPTION, describe(_pairs(execution), findings))
     for tag in {"error", "failed_step"} & set(run.data.tags):  # of a try before
         client.delete_tag(run_id, tag)
     client.set_terminated(run_id)

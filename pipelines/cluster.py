@@ -48,7 +48,12 @@ def needs(task: dsl.PipelineTask, *, cpu: str, memory: str, minutes: int) -> dsl
 
 
 def may_retry(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Try a step twice more: what it needs outside the cluster may be away for a while."""
+    """Try a step twice more, from its beginning.
+
+    For what needs something outside the cluster, which may be away for a while, and for the many
+    steps of a loop, where one of their nodes may be: doing them again does no harm. Wrong input
+    fails three times.
+    """
     return task.set_retry(
         2, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s"
     )

@@ -69,7 +69,8 @@ def up(
         for status in found:
             print(f"{status.name:7} {status.change:9} {status.url}   log: {status.log}")
         print(f"credentials of s3: {where / 's3' / 'keys.json'}")
-        print('to use them: eval "$(coralline up --env)", which says')
+        place = f" --folder {shlex.quote(str(folder))}" if folder else ""
+        print(f'to use them: eval "$(coralline up{place} --env)", which says')
     print("\n".join(lines))
 
 

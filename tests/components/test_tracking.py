@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,8 +52,9 @@ def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                     time.sleep(0.1)
             yield uri
         finally:
-            os.killpg(process.pid, 15)
-            process.wait(20)
+            # Asked to end, it would wait for connections that clients keep open.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def an_execution(folder: Path, **changes: object) -> Execution:
@@ -250,12 +252,14 @@ def test_a_failed_execution_says_why_and_may_still_succeed(sqlite: str, tmp_path
     assert run.info.status == "FAILED"
     assert run.data.tags["failed_step"] == "dispatch"
     assert run.data.tags["error"] == "no board"
+    assert run.data.tags["mlflow.note.content"] == "**Failed in dispatch:** no board"
 
     recorded = record(execution, sqlite)
     assert recorded.parent == run.info.run_id
     again = client.get_run(recorded.parent)
     assert again.info.status == "FINISHED"
     assert not {"error", "failed_step"} & set(again.data.tags)
+    assert again.data.tags["mlflow.note.content"].startswith("Policy, version 1: promoted")
 
 
 def test_energy_without_a_source_is_not_logged() -> None:

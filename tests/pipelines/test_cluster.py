@@ -34,6 +34,15 @@ def _documents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return spec["deploymentSpec"]["executors"], executors
 
 
+def test_a_lost_pod_of_a_loop_is_tried_again() -> None:
+    for golden in (GOLDEN, NIGHTLY):
+        components = next(yaml.safe_load_all(golden.read_text()))["components"]
+        loops = [component for name, component in components.items() if "for-loop" in name]
+        tasks = [task for loop in loops for task in loop["dag"]["tasks"].values()]
+        assert len(tasks) == {GOLDEN: 5, NIGHTLY: 3}[golden]
+        assert all(task["retryPolicy"]["maxRetryCount"] == 2 for task in tasks)
+
+
 @pytest.mark.parametrize("golden", [GOLDEN, NIGHTLY])
 def test_every_step_has_room_and_an_end(golden: Path) -> None:
     executors, kubernetes = _documents(golden)

@@ -46,7 +46,7 @@ FAULTS: list[tuple[Callable[[Documents], object], str]] = [
     (lambda d: d[0]["components"].pop("comp-dispatch"), "is of comp-dispatch, which is not there"),
     (lambda d: d[0]["deploymentSpec"]["executors"].pop("exec-record"), "exec-record.*not there"),
     (lambda d: _producer(d).update(producerTask="nobody"), "reads graphs of nobody as graphs"),
-    (lambda d: _producer(d).update(outputArtifactKey="grafs"), "reads grafs of generate-graphs"),
+    (lambda d: _producer(d).update(outputArtifactKey="grafs"), "reads grafs of join-shards"),
     (
         lambda d: _tasks(d)["record"].update(dependentTasks=["nobody"]),
         "task record waits for nobody",

@@ -1,0 +1,63 @@
+"""What a person reads first of a run in MLflow: its description, in Markdown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from coralline.runtime.measurement import Measurement
+from coralline.staging.problem import Plan
+
+_MARKUP = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_[]<>|#"})
+
+
+def describe(pairs: Sequence[tuple[Plan, Measurement | None]], findings: Sequence[str]) -> str:
+    """The findings, and the fastest plan of each model and number of stages on each board.
+
+    Args:
+        pairs: Plans with their measurements.
+        findings: One sentence each, the most urgent first.
+    """
+    parts = [finding.translate(_MARKUP) for finding in findings]
+    rows = list(_fastest(pairs))
+    if rows:
+        head = "| model | stages | board | fastest plan | inferences/s | p50 (ms) | gap at most |"
+        parts.append("\n".join([head, "|---|--:|---|---|--:|--:|--:|", *rows]))
+    return "\n\n".join(parts)
+
+
+def describe_failure(step: str, message: str) -> str:
+    """Which step failed (empty where that is not known), and why."""
+    where = f" in {step}" if step else ""
+    return f"**Failed{where.translate(_MARKUP)}:** {message.translate(_MARKUP)}"
+
+
+def _fastest(pairs: Sequence[tuple[Plan, Measurement | None]]) -> Iterator[str]:
+    plans: dict[str, list[Plan]] = defaultdict(list)
+    measurements: dict[str, Measurement] = {}
+    for plan, measurement in pairs:
+        # Boards that give summaries alone have no throughput.
+        if measurement is not None and "throughput_fps" in measurement.summary():
+            plans[measurement.id].append(plan)  # the same stages, so the same measurement
+            measurements[measurement.id] = measurement
+
+    def question(m: Measurement) -> tuple[str, int, str]:
+        plan = plans[m.id][0]
+        return plan.graph_name, plan.n_stages, m.board
+
+    for (model, stages, board), group in groupby(
+        sorted(measurements.values(), key=question), key=question
+    ):
+        best = max(group, key=lambda m: m.throughput_fps)
+        gaps = [plan.gap for plan in plans[best.id] if plan.gap is not None]
+        cells = [
+            model,
+            str(stages),
+            board + (" (simulated)" if best.simulated else ""),
+            ", ".join(sorted(plan.planner for plan in plans[best.id])),
+            f"{best.throughput_fps:.1f}",
+            f"{best.latency_percentile_ms(50):.2f}",
+            f"{min(gaps):.1%}" if gaps else "-",
+        ]
+        yield "| " + " | ".join(cell.translate(_MARKUP) for cell in cells) + " |"

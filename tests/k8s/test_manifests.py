@@ -4,8 +4,9 @@ import os
 import re
 from pathlib import Path
 
+import cluster_rules  # noqa: F401  # these two add their rules
 import pytest
-import training_rules  # noqa: F401  # adds its rules
+import training_rules  # noqa: F401
 import yaml
 from manifest_rules import ROOT, RULES, Manifests, documented_secrets, may_speak
 from rendered import render

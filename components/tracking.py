@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from components.registry import register
 from components.summary import describe, describe_failure
 from coralline.cost import StepCost
-from coralline.errors import DeviceError
+from coralline.errors import DeviceError, UserError
 from coralline.files import make_folder
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.home import home_folder
@@ -164,18 +164,25 @@ def connected(uri: str) -> Iterator[MlflowClient]:
     """A client of the store; what it raises is a DeviceError that names the store.
 
     Raises:
-        UserError: The SQLite file's folder cannot be written.
+        UserError: MLflow knows no such place, or the SQLite file's folder cannot be written.
         DeviceError: The server does not answer or refuses.
     """
-    client = _client(uri)
     from mlflow.exceptions import MlflowException
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
     try:
-        yield client
+        yield _client(uri)
+    except UnsupportedModelRegistryStoreURIException:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI={uri}: is no place that MLflow knows; write http://HOST:PORT or "
+            "sqlite:///FILE"
+        ) from None
     except MlflowException as error:
+        said = str(error).splitlines()[0]
+        if "Max retries exceeded" in said:
+            said = "does not answer; start it (on this machine with `coralline up`)"
         raise DeviceError(
-            f"MLflow at {uri}: {str(error).splitlines()[0]}; check MLFLOW_TRACKING_URI",
-            retryable=True,
+            f"MLflow at {uri}: {said}, or check MLFLOW_TRACKING_URI", retryable=True
         ) from error
 
 

@@ -22,7 +22,7 @@ from builders import a_policy, chain, measure, measure_on_host, plan_of
 from components import registry, tracking
 from components.tracking import Execution, PolicyRecord, record, tracking_uri
 from coralline.cost import StepCost
-from coralline.errors import DeviceError
+from coralline.errors import DeviceError, UserError
 from coralline.graph.json_format import write_json
 from training.gate import Verdict
 
@@ -282,6 +282,15 @@ def test_a_server_that_does_not_answer_is_named(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(
-        DeviceError, match=r"MLflow at http://127\.0\.0\.1:9: .*MLFLOW_TRACKING_URI"
+        DeviceError,
+        match=r"MLflow at http://127\.0\.0\.1:9: does not answer; .*MLFLOW_TRACKING_URI",
     ):
         record(an_execution(tmp_path), "http://127.0.0.1:9")
+
+
+def test_a_place_that_mlflow_does_not_know_is_refused() -> None:
+    with (
+        pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI=gopher://x.*sqlite:///FILE"),
+        tracking.connected("gopher://x"),
+    ):
+        pass

@@ -13,7 +13,7 @@ from kfp import dsl
 from components.lab import measure_night
 from components.models import build_model, compile_segments, plan_and_partition
 from components.results import alarm, record_night, sum_costs, write_night
-from pipelines.cluster import may_retry, near_boards, needs, with_lab, with_tracking
+from pipelines.cluster import may_retry, near_boards, needs, with_lab
 
 
 @dsl.pipeline(
@@ -98,7 +98,7 @@ def nightly(
         parameters=parameters,
         code_version=code_version,
     ).set_caching_options(False)
-    needs(with_tracking(may_retry(recorded)), cpu="500m", memory="2Gi", minutes=30)
+    needs(may_retry(recorded), cpu="500m", memory="2Gi", minutes=30, tracking=True)
     ended = alarm(table=written.outputs["table"]).after(recorded).set_caching_options(False)
     needs(ended, cpu="250m", memory="1Gi", minutes=10)
     return written.outputs["table"]

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+from components.source import code_version
 from coralline.errors import DeviceError, UserError, parse_json, read_text
 from coralline.files import make_folder, write_text
-from pipelines.local import code_version
 
 if TYPE_CHECKING:
     import psutil

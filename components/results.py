@@ -12,10 +12,10 @@ def sum_costs(
     compile_segments: dsl.Input[list[dsl.Metrics]],
     measure: dsl.Input[dsl.Metrics],
     costs: dsl.Output[dsl.Artifact],
-    generate_graphs: dsl.Input[dsl.Metrics] = None,
-    validate_graphs: dsl.Input[dsl.Metrics] = None,
+    cut_shards: dsl.Input[dsl.Metrics] = None,
+    generate_graphs: dsl.Input[list[dsl.Metrics]] = None,
     solve_labels: dsl.Input[list[dsl.Metrics]] = None,
-    validate_labels: dsl.Input[dsl.Metrics] = None,
+    join_shards: dsl.Input[dsl.Metrics] = None,
     train_policy: dsl.Input[dsl.Metrics] = None,
     evaluate_policy: dsl.Input[dsl.Metrics] = None,
     judge_policy: dsl.Input[dsl.Metrics] = None,
@@ -30,10 +30,16 @@ def sum_costs(
 
     from components.steps import write_costs
 
-    several = [*(solve_labels or ()), *build_model, *plan_and_partition, *compile_segments]
+    several = [
+        *(generate_graphs or ()),
+        *(solve_labels or ()),
+        *build_model,
+        *plan_and_partition,
+        *compile_segments,
+    ]
     single = [
-        *(generate_graphs, validate_graphs, validate_labels, train_policy, evaluate_policy),
-        *(judge_policy, measure, validate_measurements, write_night),
+        *(cut_shards, join_shards, train_policy, evaluate_policy, judge_policy),
+        *(measure, validate_measurements, write_night),
     ]
     found = [*several, *(one for one in single if one)]
     write_costs([Path(one.path) for one in found], Path(costs.path))

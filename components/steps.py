@@ -21,6 +21,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from components.failures import tell
 from coralline.cost import StepCost
 from coralline.errors import CorallineError, UserError, parse_json, read_text
 from coralline.files import write_text
@@ -51,7 +52,9 @@ def step(name: str, cost: Any) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        say("failed", kind=type(error).__name__, error=_message(error))
+        message = _message(error)
+        say("failed", kind=type(error).__name__, error=message)
+        tell(execution(), name, message)
         raise
     used = {
         "seconds": round(perf_counter() - start, 3),

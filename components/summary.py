@@ -20,10 +20,10 @@ def describe(pairs: Sequence[tuple[Plan, Measurement | None]], findings: Sequenc
         findings: One sentence each, the most urgent first.
     """
     parts = [finding.translate(_MARKUP) for finding in findings]
-    rows = list(_fastest(pairs))
-    if rows:
-        head = "| model | stages | board | fastest plan | inferences/s | p50 (ms) | gap at most |"
-        parts.append("\n".join([head, "|---|--:|---|---|--:|--:|--:|", *rows]))
+    best = list(_fastest(pairs))
+    if best:
+        # MLflow shows tables without any space between their columns.
+        parts.append("\n".join(["Fastest plans:\n", *best]))
     return "\n\n".join(parts)
 
 
@@ -50,14 +50,13 @@ def _fastest(pairs: Sequence[tuple[Plan, Measurement | None]]) -> Iterator[str]:
         sorted(measurements.values(), key=question), key=question
     ):
         best = max(group, key=lambda m: m.throughput_fps)
+        planners = ", ".join(sorted(plan.planner for plan in plans[best.id]))
         gaps = [plan.gap for plan in plans[best.id] if plan.gap is not None]
-        cells = [
-            model,
-            str(stages),
-            board + (" (simulated)" if best.simulated else ""),
-            ", ".join(sorted(plan.planner for plan in plans[best.id])),
-            f"{best.throughput_fps:.1f}",
-            f"{best.latency_percentile_ms(50):.2f}",
-            f"{min(gaps):.1%}" if gaps else "-",
+        facts = [
+            f"{best.throughput_fps:.1f} inferences/s",
+            f"p50 {best.latency_percentile_ms(50):.2f} ms",
+            *([f"at most {min(gaps):.1%} above the optimum"] if gaps else []),
+            *(["simulated"] if best.simulated else []),
         ]
-        yield "| " + " | ".join(cell.translate(_MARKUP) for cell in cells) + " |"
+        where = f"{model}, {stages} stage{'s' * (stages > 1)} on {board}".translate(_MARKUP)
+        yield f"- **{where}:** {planners.translate(_MARKUP)}: {', '.join(facts)}"

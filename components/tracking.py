@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from components.registry import register
 from components.summary import describe, describe_failure
 from coralline.cost import StepCost
-from coralline.errors import DeviceError
+from coralline.errors import DeviceError, UserError
 from coralline.files import make_folder
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.home import home_folder
@@ -140,19 +140,19 @@ def record_failure(
 ) -> None:
     """Record that an execution failed: the tags `failed_step` and `error` of its parent run.
 
+    Of several failures the latest stays. `record` completes the run where a later try succeeds.
+
     Args:
         step: That failed; empty where that is not known.
         message: Of the step, one line.
 
     Raises:
         UserError: As `record`.
+        DeviceError: As `record`.
     """
     tags = _tags(execution, pipeline, code_version)
     with connected(uri) as client:
-        experiment_id = _experiment(client, uri)
-        run = _runs_by_item(client, experiment_id, execution).get(PARENT)
-        if run is None:
-            run = _create_parent(client, experiment_id, tags, None)
+        run = _only_parent(client, _experiment(client, uri), tags)
         described = describe_failure(step, message)
         for key, value in (("failed_step", step), ("error", message), (_DESCRIPTION, described)):
             client.set_tag(run.info.run_id, key, value)
@@ -164,18 +164,25 @@ def connected(uri: str) -> Iterator[MlflowClient]:
     """A client of the store; what it raises is a DeviceError that names the store.
 
     Raises:
-        UserError: The SQLite file's folder cannot be written.
+        UserError: MLflow knows no such place, or the SQLite file's folder cannot be written.
         DeviceError: The server does not answer or refuses.
     """
-    client = _client(uri)
     from mlflow.exceptions import MlflowException
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
     try:
-        yield client
+        yield _client(uri)
+    except UnsupportedModelRegistryStoreURIException:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI={uri}: is no place that MLflow knows; write http://HOST:PORT or "
+            "sqlite:///FILE"
+        ) from None
     except MlflowException as error:
+        said = str(error).splitlines()[0]
+        if "Max retries exceeded" in said:
+            said = "does not answer; start it (on this machine with `coralline up`)"
         raise DeviceError(
-            f"MLflow at {uri}: {str(error).splitlines()[0]}; check MLFLOW_TRACKING_URI",
-            retryable=True,
+            f"MLflow at {uri}: {said}, or check MLFLOW_TRACKING_URI", retryable=True
         ) from error
 
 
@@ -272,7 +279,9 @@ def _complete(client: MlflowClient, uri: str, run: Run, execution: Execution) ->
             client.set_tag(run_id, key, value)
         findings.append(f"Policy, version {version}: {verdict.word}: {verdict.reason}.")
     client.set_tag(run_id, _DESCRIPTION, describe(_pairs(execution), findings))
-    for tag in {"error", "failed_step"} & set(run.data.tags):  # of a try before
+    if run.info.status == "FAILED":  # by a step of a try before, which knows less
+        client.set_tag(run_id, "code_version", execution.code_version)
+    for tag in {"error", "failed_step"} & set(run.data.tags):
         client.delete_tag(run_id, tag)
     client.set_terminated(run_id)
     return version
@@ -293,9 +302,27 @@ def _create_parent(
     )
 
 
+def _only_parent(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Run:
+    """The parent run of an execution that fails, made unless it is there.
+
+    Shards that fail at once may each find none and make one. MLflow has no lock, so each looks
+    again, and deletes its own unless it is the first. Two stay where the first one's request
+    arrives after the other has looked again; all readers take the first.
+    """
+    found = _runs_by_item(client, experiment_id, tags["execution"]).get(PARENT)
+    if found is not None:
+        return found
+    made = _create_parent(client, experiment_id, tags, None)
+    first = _runs_by_item(client, experiment_id, tags["execution"])[PARENT]
+    if first.info.run_id != made.info.run_id:
+        client.delete_run(made.info.run_id)
+    return first
+
+
 def _runs_by_item(client: MlflowClient, experiment_id: str, execution: str) -> dict[str, Run]:
     found = all_runs(client, experiment_id, f"tags.execution = '{execution}'")
-    return {run.data.tags["item"]: run for run in found}
+    found.sort(key=lambda run: (run.info.start_time, run.info.run_id), reverse=True)
+    return {run.data.tags["item"]: run for run in found}  # the first, if there are several
 
 
 def _began(costs: Sequence[StepCost]) -> int | None:
@@ -406,7 +433,15 @@ def _experiment(client: MlflowClient, uri: str) -> str:
     location = None
     if uri.startswith("sqlite:///"):
         location = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
-    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+    except MlflowException:
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            raise
+        return str(found.experiment_id)  # another step has just made it
 
 
 def all_runs(client: MlflowClient, experiment_id: str, query: str) -> list[Run]:

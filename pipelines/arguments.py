@@ -17,7 +17,7 @@ def read_arguments(name: str, settings: list[str]) -> dict[str, Any]:
     Raises:
         UserError: An argument is malformed, unknown, of the wrong type, or missing.
     """
-    from pipelines.local import code_version
+    from components.source import code_version
 
     pipeline = _load(name)
     inputs = pipeline.component_spec.inputs or {}

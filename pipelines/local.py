@@ -56,23 +56,6 @@ class Event:
     total: int = 0
 
 
-def code_version() -> str:
-    """Twelve digits over the source of the project: results depend on it."""
-    import components
-    import coralline
-    import hardware_lab
-    import training
-
-    digest = sha256()
-    for package in (coralline, training, hardware_lab, components):
-        folder = Path(next(iter(package.__path__)))
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            if "__pycache__" not in file.parts:
-                digest.update(str(file.relative_to(folder)).encode())
-                digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def run_pipeline(
     source: str,
     arguments: Mapping[str, Any],
@@ -106,9 +89,13 @@ def run_pipeline(
         "cache": str(_cache_folder(arguments)) if reuse else None,
         "outcome": str(folder / _OUTCOME),
     }
+    from components.tracking import tracking_uri
+
     environment = os.environ | {
         "CORALLINE_HOME": str(home_folder()),
         EXECUTION: execution,
+        # As in a cluster, where a failing step finds its store by it.
+        "MLFLOW_TRACKING_URI": tracking_uri(),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GX_ANALYTICS_ENABLED": "false",
@@ -142,11 +129,14 @@ def run_pipeline(
 def _record_failure(
     source: str, execution: str, arguments: Mapping[str, Any], failure: Failure
 ) -> None:
-    """Leave the failure in MLflow too, for the pipelines that record there."""
+    """Leave in MLflow what ended outside of a step, for the pipelines that record there.
+
+    A step that fails does so itself (components.failures).
+    """
     from components.tracking import record_failure, tracking_uri
     from pipelines.registry import NAMES
 
-    if source not in NAMES:
+    if failure.step or source not in NAMES:
         return
 
     # What the person waits for is the failure itself.

@@ -12,7 +12,7 @@ from kfp import dsl
 from components.lab import measure_night
 from components.models import build_model, compile_segments, plan_and_partition
 from components.results import alarm, record_night, sum_costs, write_night
-from pipelines.cluster import may_retry, near_boards, needs, with_lab, with_tracking
+from pipelines.cluster import may_retry, near_boards, needs, with_lab
 
 
 @dsl.pipeline(
@@ -52,7 +52,7 @@ def nightly(
     parameters = {"planner": planner, "device": device, "repetitions": repetitions, "seed": seed}
     with dsl.ParallelFor(models) as model_name:
         model = build_model(name=model_name, code_version=code_version)
-        needs(model, cpu="2", memory="4Gi", minutes=60)
+        needs(may_retry(model), cpu="2", memory="4Gi", minutes=60)
         planned = plan_and_partition(
             model=model.outputs["model"],
             stages=stages,
@@ -62,9 +62,9 @@ def nightly(
             seed=seed,
             code_version=code_version,
         )
-        needs(planned, cpu="2", memory="4Gi", minutes=360)
+        needs(may_retry(planned), cpu="2", memory="4Gi", minutes=360)
         compiled = compile_segments(segments=planned.outputs["segments"])
-        needs(compiled, cpu="1", memory="2Gi", minutes=120)
+        needs(may_retry(compiled), cpu="1", memory="2Gi", minutes=120)
     # The same again would be no second night, and must not be taken from the first.
     measured = measure_night(
         compiled=dsl.Collected(compiled.outputs["compiled"]),
@@ -96,7 +96,7 @@ def nightly(
         parameters=parameters,
         code_version=code_version,
     ).set_caching_options(False)
-    needs(with_tracking(may_retry(recorded)), cpu="500m", memory="2Gi", minutes=30)
+    needs(may_retry(recorded), cpu="500m", memory="2Gi", minutes=30, tracking=True)
     ended = alarm(table=written.outputs["table"]).after(recorded).set_caching_options(False)
     needs(ended, cpu="250m", memory="1Gi", minutes=10)
     return written.outputs["table"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coralline.errors import UserError, read_text
+from pipelines.acceptance import Spec, check_size, refused
 
 _IMAGE = re.compile(
     r"(?P<name>(?:(?P<registry>(?:[\w-]+\.)+[\w-]+(?::\d+)?|localhost(?::\d+)?|[\w-]+:\d+)/)?"
@@ -27,8 +28,6 @@ _UNITS = {"": 1, "m": 1e-3} | {
 _QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([a-zA-Z]*)", re.ASCII)
 """Quantities at https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/,
 without exponents, which the SDK does not write."""
-
-Spec = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ def check_package(file: Path) -> list[Image]:
         The images of its steps.
 
     Raises:
-        UserError: It is not KFP's YAML, a reference in it leads nowhere, an image has no version
-            or cannot be parsed, or a resource request is malformed.
+        UserError: It is not KFP's YAML, a reference in it leads nowhere, a server would refuse
+            it, an image has no version or cannot be parsed, or a resource request is malformed.
     """
     images = (_images(executor) for executor in executors(read_package(file)[0]).values())
     return [parse_image(name) for name in sorted({name for names in images for name in names})]
@@ -70,13 +69,14 @@ def read_package(file: Path) -> list[Spec]:
     """
     import yaml
 
+    check_size(file)
     text = read_text(file, "a compiled pipeline")
     try:
         documents = [document for document in yaml.safe_load_all(text) if document]
     except yaml.YAMLError as error:
         raise UserError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from None
     _check_form(file, documents)
-    faults = [*_dangling(documents), *_malformed(documents[0])]
+    faults = [*refused(documents), *_dangling(documents), *_malformed(documents[0])]
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UserError(f"{file}: {faults[0]}{more}; compile the pipeline anew")
@@ -127,6 +127,12 @@ def _check_form(file: Path, documents: list[Any]) -> None:
     spec = documents[0]
     parsed("the pipeline", spec, pipeline_spec_pb2.PipelineSpec)
     parsed("deploymentSpec", spec.get("deploymentSpec"), pipeline_spec_pb2.PipelineDeploymentConfig)
+    for component in (spec.get("root", {}), *spec.get("components", {}).values()):
+        for name, task in component.get("dag", {}).get("tasks", {}).items():
+            if not task.get("componentRef", {}).get("name"):
+                raise UserError(f"{file}: task {name} has no component; compile it anew")
+    if "root" not in spec:
+        raise UserError(f"{file}: has no root; make it with `coralline pipeline compile`")
     for platform in documents[1:]:
         parsed("the platform", platform, pipeline_spec_pb2.PlatformSpec)
     for name, step in kubernetes_settings(documents).items():

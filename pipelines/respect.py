@@ -1,21 +1,22 @@
 """The pipeline `respect`: from synthetic graphs to measured plans of real models.
 
-generate_graphs -> validate -> solve_labels (shards) -> validate -> train_policy -> evaluate, judge
-                                                                        |
-for each model: build_model -> plan_and_partition -> compile_segments <-+
+cut_shards -> for each shard: generate_graphs -> solve_labels
+                                                      |
+          evaluate, judge <- train_policy <- join_shards
+                                  |
+for each model: build_model -> plan_and_partition -> compile_segments
                                                             |
              dispatch -> validate -> sum_costs -> write_report -> record
 """
 
 from kfp import dsl
 
-from components.graphs import generate_graphs, validate_graphs
 from components.lab import dispatch, validate_measurements
-from components.labels import solve_labels, validate_labels
+from components.labels import cut_shards, generate_graphs, join_shards, solve_labels
 from components.models import build_model, compile_segments, plan_and_partition
 from components.policy import evaluate_policy, judge_policy, train_policy
 from components.results import record, sum_costs, write_report
-from pipelines.cluster import may_retry, near_boards, needs, with_tracking
+from pipelines.cluster import may_retry, near_boards, needs
 
 
 @dsl.pipeline(
@@ -26,13 +27,13 @@ def respect(
     graph_family: str = "respect",
     graph_count: int = 320,
     graph_nodes: int = 30,
-    label_shards: list[str] = ["0/2", "1/2"],  # noqa: B006  # KFP reads the default
+    shard_size: int = 160,
     label_time_limit_s: float = 10.0,
     label_stages: int = 4,
     training_share: float = 0.8,
     training_epochs: int = 60,
     training_time_limit_s: float = 60.0,
-    models: list[str] = ["mobilenet_v2", "resnet50", "densenet121"],  # noqa: B006
+    models: list[str] = ["mobilenet_v2", "resnet50", "densenet121"],  # noqa: B006  # KFP reads it
     stages: list[int] = [2, 4],  # noqa: B006
     planners: list[str] = [  # noqa: B006
         "exact",
@@ -57,7 +58,7 @@ def respect(
         graph_family: Of the synthetic training graphs.
         graph_count: How many.
         graph_nodes: Operators in each.
-        label_shards: "i/n" for each of the n shards that are solved apart.
+        shard_size: Graphs that are generated and solved apart, at once with the other shards.
         label_time_limit_s: For one label.
         label_stages: Pipeline stages of the labels' problems.
         training_share: Share of the graphs to train on; the rest measures the policy.
@@ -83,33 +84,33 @@ def respect(
         "repetitions": repetitions,
         "code_version": code_version,
     }
-    graphs = generate_graphs(
-        family=graph_family,
-        count=graph_count,
-        nodes=graph_nodes,
-        seed=seed,
-        code_version=code_version,
-    )
-    needs(graphs, cpu="250m", memory="1Gi", minutes=30)
-    checked_graphs = validate_graphs(graphs=graphs.outputs["graphs"])
-    needs(checked_graphs, cpu="500m", memory="2Gi", minutes=30)
-    with dsl.ParallelFor(label_shards) as shard:
-        solved = solve_labels(
-            graphs=graphs.outputs["graphs"],
+    shards = cut_shards(count=graph_count, shard_size=shard_size)
+    needs(shards, cpu="100m", memory="512Mi", minutes=10)
+    with dsl.ParallelFor(shards.outputs["Output"]) as shard:
+        generated = generate_graphs(
+            family=graph_family,
+            nodes=graph_nodes,
+            seed=seed,
             shard=shard,
+            code_version=code_version,
+        )
+        needs(may_retry(generated), cpu="250m", memory="1Gi", minutes=30)
+        solved = solve_labels(
+            graphs=generated.outputs["graphs"],
             stages=label_stages,
             device=device,
             time_limit_s=label_time_limit_s,
             code_version=code_version,
-        ).after(checked_graphs)
-        needs(solved, cpu="1", memory="2Gi", minutes=720)
-    labels = validate_labels(
-        graphs=graphs.outputs["graphs"], shards=dsl.Collected(solved.outputs["labels"])
+        )
+        needs(may_retry(solved), cpu="1", memory="2Gi", minutes=720)
+    joined = join_shards(
+        graph_shards=dsl.Collected(generated.outputs["graphs"]),
+        label_shards=dsl.Collected(solved.outputs["labels"]),
     )
-    needs(labels, cpu="500m", memory="2Gi", minutes=30)
+    needs(joined, cpu="500m", memory="2Gi", minutes=30)
     policy = train_policy(
-        graphs=graphs.outputs["graphs"],
-        labels=labels.outputs["labels"],
+        graphs=joined.outputs["graphs"],
+        labels=joined.outputs["labels"],
         training_share=training_share,
         epochs=training_epochs,
         time_limit_s=training_time_limit_s,
@@ -118,23 +119,23 @@ def respect(
     )
     needs(policy, cpu="2", memory="4Gi", minutes=720)
     evaluation = evaluate_policy(
-        graphs=graphs.outputs["graphs"],
-        labels=labels.outputs["labels"],
+        graphs=joined.outputs["graphs"],
+        labels=joined.outputs["labels"],
         policy=policy.outputs["policy"],
         training_share=training_share,
     )
     needs(evaluation, cpu="1", memory="2Gi", minutes=60)
     # Asked anew on every execution: the champion may be another one.
     judged = judge_policy(
-        graphs=graphs.outputs["graphs"],
-        labels=labels.outputs["labels"],
+        graphs=joined.outputs["graphs"],
+        labels=joined.outputs["labels"],
         policy=policy.outputs["policy"],
         training_share=training_share,
     ).set_caching_options(False)
-    needs(with_tracking(may_retry(judged)), cpu="1", memory="2Gi", minutes=60)
+    needs(may_retry(judged), cpu="1", memory="2Gi", minutes=60, tracking=True)
     with dsl.ParallelFor(models) as name:
         model = build_model(name=name, code_version=code_version)
-        needs(model, cpu="2", memory="4Gi", minutes=60)
+        needs(may_retry(model), cpu="2", memory="4Gi", minutes=60)
         planned = plan_and_partition(
             model=model.outputs["model"],
             policy=policy.outputs["policy"],
@@ -145,9 +146,9 @@ def respect(
             seed=seed,
             code_version=code_version,
         )
-        needs(planned, cpu="2", memory="4Gi", minutes=360)
+        needs(may_retry(planned), cpu="2", memory="4Gi", minutes=360)
         compiled = compile_segments(segments=planned.outputs["segments"])
-        needs(compiled, cpu="1", memory="2Gi", minutes=120)
+        needs(may_retry(compiled), cpu="1", memory="2Gi", minutes=120)
     # Measured anew on every execution: a number from the cache says nothing of today's board.
     measured = dispatch(
         compiled=dsl.Collected(compiled.outputs["compiled"]),
@@ -159,10 +160,10 @@ def respect(
     checked = validate_measurements(measurements=measured.outputs["measurements"])
     needs(checked, cpu="500m", memory="2Gi", minutes=30)
     costs = sum_costs(
-        generate_graphs=graphs.outputs["cost"],
-        validate_graphs=checked_graphs.outputs["cost"],
+        cut_shards=shards.outputs["cost"],
+        generate_graphs=dsl.Collected(generated.outputs["cost"]),
         solve_labels=dsl.Collected(solved.outputs["cost"]),
-        validate_labels=labels.outputs["cost"],
+        join_shards=joined.outputs["cost"],
         train_policy=policy.outputs["cost"],
         evaluate_policy=evaluation.outputs["cost"],
         judge_policy=judged.outputs["cost"],
@@ -197,5 +198,5 @@ def respect(
         execution=execution,
         code_version=code_version,
     ).set_caching_options(False)
-    needs(with_tracking(may_retry(recorded)), cpu="500m", memory="2Gi", minutes=30)
+    needs(may_retry(recorded), cpu="500m", memory="2Gi", minutes=30, tracking=True)
     return report.outputs["table"]

@@ -28,6 +28,7 @@ from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentia
 from kfp_server_api import ApiException
 
 from coralline.errors import CorallineError, DeviceError, UserError, read_text
+from pipelines import nodes
 
 TOKEN = "KFP_TOKEN"
 """Environment variable with a bearer token."""
@@ -230,7 +231,11 @@ class Server:
         Raises:
             UserError: The server has no such run.
         """
-        return self._run(self._get_run(run_id))
+        found = self._get_run(run_id)
+        run = self._run(found)
+        if run["state"] == "FAILED" and run["error"] is None:
+            run["error"] = self._why(run_id, run, _nodes(found))
+        return run
 
     def runs(self, *, experiment: str, count: int) -> list[dict[str, Any]]:
         """The latest runs of an experiment, the newest first."""
@@ -273,8 +278,8 @@ class Server:
         self._trying(end, what=f"run {run_id}")
         return self.run(run_id)
 
-    def logs(self, run_id: str, step: str = "") -> Iterator[tuple[str, str, str | None]]:
-        """Step, pod and log of each pod of a run, in order of time; no log where it is gone.
+    def logs(self, run_id: str, step: str = "") -> Iterator[tuple[str, str, str]]:
+        """Step, pod and log of each pod of a run that is still there, or whose log is kept.
 
         Args:
             step: Only the steps of that name.
@@ -282,21 +287,34 @@ class Server:
         Raises:
             UserError: The run has no such step.
         """
-        details = self._get_run(run_id).run_details
-        steps = {
-            pod: task.display_name
-            for task in sorted(
-                (details and details.task_details) or (), key=lambda t: str(t.create_time)
-            )
-            for pod in (task.pod_name,)
-            if pod
-        }
-        if step and step not in steps.values():
-            names = ", ".join(sorted(set(steps.values()))) or "none yet"
-            raise UserError(f"run {run_id} has no step {step!r} with a pod; it has {names}")
-        for pod, name in steps.items():
+        there = _nodes(self._get_run(run_id))
+        names = sorted({node.display_name for node in nodes.steps(there)})
+        if step and step not in names:
+            known = ", ".join(names) or "none yet"
+            raise UserError(f"run {run_id} has no step {step!r}; it has {known}")
+        for name, pod in nodes.pods(there):
+            if step and name not in ("", step):
+                continue
+            log = self._log(run_id, pod)
+            if log is None:
+                continue
+            name = name or nodes.step_of(log)
             if step in ("", name):
-                yield name, pod, self._log(run_id, pod)
+                yield name, pod, log
+
+    def _why(self, run_id: str, run: dict[str, Any], there: list[Any]) -> str:
+        """What the failed steps' logs say."""
+        broken = [node for node in there if node.state == "FAILED"]
+        logs = (self._log(run_id, pod) for _, pod in nodes.pods(broken))
+        said = nodes.failure(log for log in logs if log is not None)
+        if said is not None:
+            return said
+        names = ", ".join(step["step"] for step in run["steps"] if step["state"] == "FAILED")
+        silent = f"{names} left no message: out of memory or time, or its pod is gone"
+        return (
+            f"{silent if names else 'no step began'}; "
+            f"look at `kubectl describe pod -l pipeline/runid={run_id}`"
+        )
 
     def _log(self, run_id: str, pod: str) -> str | None:
         # Part of KFP's server, not of its client (backend/src/apiserver/main.go).
@@ -377,7 +395,6 @@ class Server:
         return version.pipeline_id, version.pipeline_version_id, name
 
     def _run(self, run: Any) -> dict[str, Any]:
-        details = (run.run_details and run.run_details.task_details) or ()
         steps = [
             {
                 "step": task.display_name,
@@ -385,7 +402,7 @@ class Server:
                 "seconds": _seconds(task.start_time, task.end_time),
                 "error": task.error.message if task.error else None,
             }
-            for task in sorted(details, key=lambda t: str(t.create_time))
+            for task in nodes.steps(_nodes(run))
         ]
         failed = [step["error"] for step in steps if step["state"] == "FAILED" and step["error"]]
         return {
@@ -515,6 +532,10 @@ class _Client(kfp.Client):
             return answer
 
         rest.request = request
+
+
+def _nodes(run: Any) -> list[Any]:
+    return list((run.run_details and run.run_details.task_details) or ())
 
 
 def _credentials(access: Access) -> dict[str, Any]:

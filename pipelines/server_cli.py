@@ -70,7 +70,7 @@ def submit(
     from coralline.cli import output
     from pipelines.arguments import read_arguments
 
-    with _package(name, check_images) as (package, pipeline):
+    with _package(name, experiment, check_images) as (package, pipeline):
         arguments = read_arguments(name, settings)
         _check_room(package, kube_context, namespace, service_account)
         run = _server(host, namespace, token_file, ca_file).submit(
@@ -118,7 +118,7 @@ def schedule(
             typer.echo(f"{deleted} schedules deleted")
         return
     when = parse_cron(cron)
-    with _package(name, check_images) as (package, pipeline):
+    with _package(name, experiment, check_images) as (package, pipeline):
         arguments = read_arguments(name, settings)
         _check_room(package, kube_context, namespace, service_account)
         made = _server(host, namespace, token_file, ca_file).schedule(
@@ -200,9 +200,12 @@ def logs(
         logs = [{"step": name, "pod": pod, "log": log} for name, pod, log in found]
         output.print_json({"run_id": run, "logs": logs})
         return
+    pod = ""
     for name, pod, log in found:
         typer.echo(f"==> {name} ({pod})")
-        typer.echo("the pod is gone, and its log" if log is None else log.rstrip("\n"))
+        typer.echo(log.rstrip("\n"))
+    if not pod:
+        typer.echo("no log is there: no step has begun, or the pods are gone", err=True)
 
 
 def cancel(
@@ -246,13 +249,15 @@ def _pipeline_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _package(name: str, check_images: bool) -> Iterator[tuple[Path, str]]:
+def _package(name: str, experiment: str, check_images: bool) -> Iterator[tuple[Path, str]]:
     """The compiled pipeline, checked, and its name on the server."""
     from tempfile import TemporaryDirectory
 
+    from pipelines.acceptance import check_names
     from pipelines.package import check_package, find_image
     from pipelines.registry import compile_pipeline
 
+    check_names(_pipeline_name(name), experiment)
     with TemporaryDirectory() as folder:
         package = Path(name)
         if package.suffix not in (".yaml", ".yml"):
@@ -294,6 +299,8 @@ def _print_run(run: dict[str, Any]) -> None:
         table.add_row(escape(step["step"] or "-"), step["state"] or "-", seconds)
     console = Console()
     console.print(f"{escape(run['name'])}: [bold]{run['state']}[/bold]", soft_wrap=True)
+    if run["error"]:
+        console.print(escape(run["error"]), style="red", soft_wrap=True)
     if run["steps"]:
         console.print(table)
     console.print(run["url"], soft_wrap=True)

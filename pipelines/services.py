@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+from components.source import code_version
 from coralline.errors import DeviceError, UserError, parse_json, read_text
 from coralline.files import make_folder, write_text
-from pipelines.local import code_version
 
 if TYPE_CHECKING:
     import psutil
@@ -104,8 +104,8 @@ class Status:
     """What `start` found and did.
 
     Attributes:
-        change: `started`, `running` where there was nothing to do, or `repaired` where nobody had
-            ended it and yet it did not run.
+        change: `started`, `running` where there was nothing to do, or `restarted` where it had
+            been killed, or had other settings or an older version.
     """
 
     name: str
@@ -135,16 +135,21 @@ def up(folder: Path, settings: Settings, on_wait: Callable[[str], None]) -> list
         on_wait: Told of each service that is waited for.
 
     Raises:
-        UserError: A port is taken, or the folder cannot be written.
+        UserError: A setting cannot be used, a port is taken, or the folder cannot be written;
+            what runs is then left alone.
         DeviceError: A service does not start; names its log.
     """
     from hardware_lab.artifacts.server import Server
 
     make_folder(folder)
+    _check(settings)
     with _alone(folder):
         s3 = Server(folder / "s3", settings.s3_port, HOST)
+        wanted = services(folder, settings, s3.environment)
+        for service in wanted:
+            _check_free(folder, service)
         found = []
-        for service in services(folder, settings, s3.environment):
+        for service in wanted:
             found.append(start(folder, service, on_wait))
             if service.name == "s3":
                 s3.make_bucket(BUCKET)  # signed, so that it checks the keys too
@@ -228,7 +233,6 @@ def start(folder: Path, service: Service, on_wait: Callable[[str], None]) -> Sta
     """Have one service run.
 
     Raises:
-        UserError: Its port is taken.
         DeviceError: It does not start; names its log.
     """
     log = folder / f"{service.name}.log"
@@ -240,8 +244,6 @@ def start(folder: Path, service: Service, on_wait: Callable[[str], None]) -> Sta
         return Status(service.name, service.url, "running", leader, log)
     if there:
         stop(folder, service.name)
-    if service.option:
-        _check_free(service)
     on_wait(service.name)
     # The variables of a person who uses the services are not the services' own.
     own = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "AWS_"))}
@@ -263,7 +265,7 @@ def start(folder: Path, service: Service, on_wait: Callable[[str], None]) -> Sta
             stop(folder, service.name)
             raise DeviceError(f"{service.name} does not start: {_last_line(log)}; see {log}")
         time.sleep(0.1)
-    change = "repaired" if leader else "started"
+    change = "restarted" if leader else "started"
     return Status(service.name, service.url, change, process.pid, log)
 
 
@@ -329,7 +331,45 @@ def _healthy(service: Service) -> bool:
         return False
 
 
-def _check_free(service: Service) -> None:
+def _check(settings: Settings) -> None:
+    ports = (settings.mlflow_port, settings.s3_port, settings.lab_port)
+    if len(set(ports)) < len(ports):
+        raise UserError(
+            f"ports {', '.join(map(str, ports))} of mlflow, s3 and lab: give three different ones"
+        )
+    if settings.database:
+        _check_database(settings.database)
+    if settings.inventory:
+        from hardware_lab.inventory import load_inventory
+
+        load_inventory(Path(settings.inventory))
+
+
+def _check_database(text: str) -> None:
+    from sqlalchemy import create_engine
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, DBAPIError
+
+    form = "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise UserError(f"--database is no URL; write {form}") from None
+    if url.drivername != "postgresql+psycopg":
+        raise UserError(f"--database of {url.drivername!r} is not known; write {form}")
+    engine = create_engine(url, connect_args={"connect_timeout": 10})
+    try:
+        engine.connect().close()
+    except DBAPIError as error:
+        said = " ".join(str(error.orig).split())
+        raise UserError(f"--database {url}: {said}; check that it runs and lets you in") from None
+    finally:
+        engine.dispose()
+
+
+def _check_free(folder: Path, service: Service) -> None:
+    if not service.option or _processes(folder, service.name):
+        return
     with socket.socket() as listener:
         # Connections that have just ended do not count.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

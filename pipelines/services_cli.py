@@ -22,9 +22,15 @@ def add(app: typer.Typer) -> None:
 
 def up(
     env: bool = typer.Option(False, "--env", help="Print what a shell must export, alone."),
-    mlflow_port: int | None = typer.Option(None, "--mlflow-port", help="Else 5000, or the last."),
-    s3_port: int | None = typer.Option(None, "--s3-port", help="Else 8441, or the last."),
-    lab_port: int | None = typer.Option(None, "--lab-port", help="Else 8440, or the last."),
+    mlflow_port: int | None = typer.Option(
+        None, "--mlflow-port", min=1, max=65535, help="Else 5000, or the last."
+    ),
+    s3_port: int | None = typer.Option(
+        None, "--s3-port", min=1, max=65535, help="Else 8441, or the last."
+    ),
+    lab_port: int | None = typer.Option(
+        None, "--lab-port", min=1, max=65535, help="Else 8440, or the last."
+    ),
     database: str | None = typer.Option(
         None, "--database", help="postgresql+psycopg://... for MLflow; else an SQLite file."
     ),

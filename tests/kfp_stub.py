@@ -1,7 +1,8 @@
 """A stub of the Kubeflow Pipelines API server that refuses what the API does not describe.
 
 Paths, methods, query parameters and bodies are checked against kfp_server_api, which is generated
-from KFP's published specification. Nothing runs: a test sets the states of runs.
+from KFP's published specification, and what they hold against conditions read from the source of
+the server (the list in pipelines/acceptance.py). Nothing runs: a test sets the states of runs.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class Stub:
             kind: [] for kind in ("experiments", "pipelines", "versions", "runs", "recurringruns")
         }
         self.logs: dict[str, str] = {}
+        self._specs: dict[str, Json] = {}
         self.released = threading.Event()
         stub = self
 
@@ -188,18 +190,21 @@ class Stub:
             case "GET healthz":
                 return {"multi_user": False}
             case "POST pipelines/upload":
+                assert len(query["name"]) <= 127
                 pipeline = self._keep("pipelines", "pipeline_id", display_name=query["name"])
-                self._version(pipeline["pipeline_id"], query["name"])
+                self._version(pipeline["pipeline_id"], query["name"], body)
                 return pipeline
             case "POST pipelines/upload_version":
                 _find(kept["pipelines"], "pipeline_id", query["pipelineid"])
                 names = [v["display_name"] for v in kept["versions"]]
                 assert query["name"] not in names, "already exists"
-                return self._version(query["pipelineid"], query["name"])
+                assert len(query["name"]) <= 127
+                return self._version(query["pipelineid"], query["name"], body)
             case "GET pipelines/{pipeline_id}/versions":
                 there = [v for v in kept["versions"] if v["pipeline_id"] == path["pipeline_id"]]
                 return _listed("pipeline_versions", there, query)
             case "POST experiments":
+                assert 0 < len(body["display_name"]) <= 128
                 return self._keep("experiments", "experiment_id", **body)
             case "POST runs":
                 self._runnable(body)
@@ -207,6 +212,7 @@ class Stub:
             case "POST recurringruns":
                 self._runnable(body)
                 assert len(body["trigger"]["cron_schedule"]["cron"].split()) == 6
+                assert 1 <= int(body["max_concurrency"]) <= 10
                 return self._keep("recurringruns", "recurring_run_id", **body)
             case "DELETE recurringruns/{recurring_run_id}":
                 there = kept["recurringruns"]
@@ -230,10 +236,12 @@ class Stub:
         self.kept[kind].append(made)
         return made
 
-    def _version(self, pipeline_id: str, name: str) -> Json:
-        return self._keep(
+    def _version(self, pipeline_id: str, name: str, spec: Json) -> Json:
+        made = self._keep(
             "versions", "pipeline_version_id", pipeline_id=pipeline_id, display_name=name
         )
+        self._specs[made["pipeline_version_id"]] = spec
+        return made
 
     def _runnable(self, body: Json) -> None:
         _find(self.kept["experiments"], "experiment_id", body["experiment_id"])
@@ -242,6 +250,9 @@ class Stub:
             self.kept["versions"], "pipeline_version_id", reference["pipeline_version_id"]
         )
         assert version["pipeline_id"] == reference["pipeline_id"]
+        spec = self._specs[reference["pipeline_version_id"]]
+        _compile(spec)
+        _check_arguments(spec, body.get("runtime_config", {}).get("parameters", {}))
 
 
 def _send(handler: BaseHTTPRequestHandler, status: int, kind: str, body: bytes) -> None:
@@ -279,8 +290,47 @@ def _upload(kind: str, body: bytes) -> Json:
     message = email.message_from_bytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + body)
     (part,) = message.get_payload()
     assert part.get_param("name", header="Content-Disposition") == "uploadfile"
-    spec, *platforms = yaml.safe_load_all(part.get_payload(decode=True))
+    assert part.get_filename().endswith((".yaml", ".yml"))
+    data = part.get_payload(decode=True)
+    assert len(data) <= 32 * 2**20, "File size too large"
+    spec, *platforms = yaml.safe_load_all(data)
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+    assert spec["schemaVersion"] == "2.1.0"
+    assert re.search("[a-z0-9]", spec["pipelineInfo"]["name"])
+    assert "root" in spec
     for platform in platforms:
         json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
     return dict(spec)
+
+
+def _compile(spec: Json) -> None:
+    """What the server's compiler to Argo refuses, when a run is made."""
+    executors = spec["deploymentSpec"]["executors"]
+    assert all(one.keys() & {"container", "importer"} for one in executors.values())
+    assert "root" not in spec["components"]
+    for component in (spec["root"], *spec["components"].values()):
+        assert component.keys() & {"dag", "executorLabel"}
+        for name, task in component.get("dag", {}).get("tasks", {}).items():
+            assert task["componentRef"]["name"] in spec["components"]
+            assert "artifactIterator" not in task, "artifact iterator not implemented yet"
+            assert re.fullmatch("[a-zA-Z0-9][-a-zA-Z0-9]{0,127}", f"{name}-driver")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "NUMBER_INTEGER": (int, float),
+    "NUMBER_DOUBLE": (int, float),
+    "STRING": (str,),
+    "BOOLEAN": (bool,),
+    "LIST": (list,),
+    "STRUCT": (dict,),
+}
+
+
+def _check_arguments(spec: Json, given: Json) -> None:
+    taken = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    assert given.keys() <= taken.keys(), f"unknown: {given.keys() - taken.keys()}"
+    for name, parameter in taken.items():
+        if name in given:
+            assert type(given[name]) in _KINDS[parameter["parameterType"]], name
+        else:
+            assert parameter.get("isOptional") or "defaultValue" in parameter, name

@@ -63,14 +63,30 @@ def solve_labels(
         raise UserError(f"shard {shard} of {n_shards}: shards are numbered 0 to {n_shards - 1}")
     n = count_graphs(graphs_path)
     graphs = read_graph_set(graphs_path, n * shard // n_shards, n * (shard + 1) // n_shards)
+    path = out_dir / shard_name(shard, n_shards)
+    label_graphs(graphs, path, options, effort, on_label)
+    return path
+
+
+def shard_name(shard: int, n_shards: int) -> str:
+    """Name of the file of a whole shard, as `read_labels` finds it."""
+    return f"labels-{shard:05d}-of-{n_shards:05d}.jsonl"
+
+
+def label_graphs(
+    graphs: Sequence[ComputeGraph],
+    path: Path,
+    options: LabelOptions,
+    effort: Effort | None = None,
+    on_label: Callable[[int, int], None] | None = None,
+) -> None:
+    """Solve graphs into one file; arguments and errors as in `solve_labels`."""
     device = load_device(options.device)
     problems = [
         StagingProblem(g, options.n_stages, device, options.objective, options.children_together)
         for g in graphs
     ]
-    path = out_dir / f"labels-{shard:05d}-of-{n_shards:05d}.jsonl"
     solve_problems(problems, path, options.planner, effort, on_label)
-    return path
 
 
 def solve_problems(

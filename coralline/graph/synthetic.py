@@ -81,14 +81,17 @@ class Structure:
 
 
 def generate(
-    family: str, n_graphs: int, n_nodes: int, seed: int, **options: int
+    family: str, n_graphs: int, n_nodes: int, seed: int, *, start: int = 0, **options: int
 ) -> list[ComputeGraph]:
     """Graphs of one family; the same arguments give the same graphs.
+
+    A set made in parts is the set made at once.
 
     Args:
         family: One of `family_names()`.
         n_nodes: V of every graph, 2 to MAX_NODES.
         seed: 0 or more.
+        start: Number of the first graph in its set, from 0; those before it are not made.
         options: `max_in_degree`, 2 to 6: a fixed limit in place of the mixture of `respect`
             and the 6 of `branch` and `skip`; not for the others.
 
@@ -103,6 +106,8 @@ def generate(
         raise UserError(f"{n_nodes} nodes: a synthetic graph has 2 to {MAX_NODES}")
     if seed < 0:
         raise UserError(f"seed {seed}: a seed is 0 or more")
+    if start < 0:
+        raise UserError(f"start {start}: graphs are numbered from 0")
     max_in_degree = options.pop("max_in_degree", None)
     if options:
         raise UserError(f"family {family!r} has no option {', '.join(options)}")
@@ -111,11 +116,12 @@ def generate(
     # A multiple of the number of limits that `respect` mixes.
     batch = 5 * max(_BATCH_NODES // n_nodes // 5, 1)
     graphs: list[ComputeGraph] = []
-    for first in range(0, n_graphs, batch):
+    stop = start + n_graphs
+    for first in range(start - start % batch, stop, batch):
         rng = np.random.default_rng([seed, first, n_nodes, list(_FAMILIES).index(family)])
         structure = _FAMILIES[family](rng, batch, n_nodes, max_in_degree)
-        last = min(first + batch, n_graphs)
-        graphs += _with_costs(rng, structure, f"{family}-{n_nodes}-s{seed}", range(first, last))
+        wanted = range(max(start - first, 0), min(stop - first, batch))
+        graphs += _with_costs(rng, structure, f"{family}-{n_nodes}-s{seed}", first, wanted)
     return graphs
 
 
@@ -325,8 +331,9 @@ _LIMITED = ("respect", "branch", "skip")
 
 
 def _with_costs(
-    rng: np.random.Generator, structure: Structure, name: str, numbers: range
+    rng: np.random.Generator, structure: Structure, name: str, first: int, wanted: range
 ) -> list[ComputeGraph]:
+    """The `wanted` graphs of a batch whose first one has the number `first` in its set."""
     parents, growth = structure.parents, structure.parameter_growth
     g, v, _ = parents.shape
     depth = np.arange(v) / v if structure.coarseness is None else structure.coarseness
@@ -354,11 +361,11 @@ def _with_costs(
     assert producer[0] == MODEL_INPUT
     names, ops, unmeasured = _node_names(v), ("",) * v, np.full(v, np.nan)
     graphs = []
-    for i, number in enumerate(numbers):
+    for i in wanted:
         start = starts[i * (v + 1) : (i + 1) * (v + 1) + 1]
         graphs.append(
             ComputeGraph.from_arrays(
-                name=f"{name}-{number}",
+                name=f"{name}-{first + i}",
                 node_names=names,
                 ops=ops,
                 param_bytes=params[i],

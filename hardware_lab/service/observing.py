@@ -33,6 +33,9 @@ ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 JOB_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
 REQUEST_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
+POLLS = ("/api/v1/looks", "/healthz", "/readyz", "/metrics")
+"""Routes that idle runners and watchers ask every second; answers as they should be say nothing."""
+
 log = logging.getLogger(__name__)
 
 
@@ -151,7 +154,9 @@ class Observed:
             self._metrics.requests.labels(scope["method"], route, status).inc()
             self._metrics.latency.labels(scope["method"], route).observe(took_s)
             caller = scope["state"].get("caller")
-            log.info(
+            quiet = route in POLLS and status < 400
+            log.log(
+                logging.DEBUG if quiet else logging.INFO,
                 "%s %s %d",
                 scope["method"],
                 quote(scope["path"]),

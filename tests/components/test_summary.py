@@ -22,17 +22,18 @@ def test_the_fastest_plan_of_each_board_is_named() -> None:
         ],
         ["conv_1 is <slower>"],
     )
-    first, table = text.split("\n\n")
-    assert first == r"conv\_1 is \<slower\>"
-    simulated, on_host = table.splitlines()[2:]
-    speed = f"{measure(best).throughput_fps:.1f}"
-    assert simulated.startswith(
-        rf"| net\|a\_1 | {best.n_stages} | edgetpu-usb-sim (simulated) | exact, topo-dp | {speed} |"
-    )
-    assert on_host.startswith(rf"| net\|a\_1 | {best.n_stages} | host | uniform |")
+    finding, head, best = text.split("\n\n")
+    assert (finding, head) == (r"conv\_1 is \<slower\>", "Fastest plans:")
+    simulated, on_host = best.splitlines()
+    net = rf"- **net\|a\_1, {exact.n_stages} stages on"
+    speed = f"{measure(exact).throughput_fps:.1f} inferences/s"
+    assert simulated.startswith(f"{net} edgetpu-usb-sim:** exact, topo-dp: {speed}, p50 ")
+    assert simulated.endswith(", simulated")
+    assert on_host.startswith(f"{net} host:** uniform: ")
+    assert "simulated" not in on_host
 
 
-def test_without_measurements_there_is_no_table() -> None:
+def test_without_measurements_nothing_is_fastest() -> None:
     plan = plan_of(chain("net", 9), "topo-dp")
     assert describe([(plan, None)], []) == ""
 

@@ -22,7 +22,7 @@ from builders import a_policy, chain, measure, measure_on_host, plan_of
 from components import registry, tracking
 from components.tracking import Execution, PolicyRecord, record, tracking_uri
 from coralline.cost import StepCost
-from coralline.errors import DeviceError
+from coralline.errors import DeviceError, UserError
 from coralline.graph.json_format import write_json
 from training.gate import Verdict
 
@@ -246,7 +246,7 @@ def test_another_execution_has_its_own_runs_and_shares_the_policy(
 def test_a_failed_execution_says_why_and_may_still_succeed(sqlite: str, tmp_path: Path) -> None:
     execution = an_execution(tmp_path)
     for _ in range(2):
-        tracking.record_failure(execution.id, "respect", "0.1.0", "dispatch", "no board", sqlite)
+        tracking.record_failure(execution.id, "respect", "older", "dispatch", "no board", sqlite)
     client = tracking._client(sqlite)
     [run] = client.search_runs([client.get_experiment_by_name("coralline").experiment_id])
     assert run.info.status == "FAILED"
@@ -258,8 +258,36 @@ def test_a_failed_execution_says_why_and_may_still_succeed(sqlite: str, tmp_path
     assert recorded.parent == run.info.run_id
     again = client.get_run(recorded.parent)
     assert again.info.status == "FINISHED"
+    assert again.data.tags["code_version"] == execution.code_version
     assert not {"error", "failed_step"} & set(again.data.tags)
     assert again.data.tags["mlflow.note.content"].startswith("Policy, version 1: promoted")
+
+
+@pytest.mark.parametrize(("ms", "mine"), [(-1000, False), (1000, True)])
+def test_of_two_steps_that_fail_at_once_the_first_makes_the_run(
+    sqlite: str, monkeypatch: pytest.MonkeyPatch, ms: int, mine: bool
+) -> None:
+    make = tracking._create_parent
+    runs: list[str] = []
+
+    def make_two(client: Any, experiment_id: str, tags: Any, start: int | None) -> Any:
+        other = make(client, experiment_id, tags, int(1000 * time.time()) + ms)
+        own = make(client, experiment_id, tags, start)
+        runs.extend((own.info.run_id, other.info.run_id))
+        return own
+
+    monkeypatch.setattr(tracking, "_create_parent", make_two)
+    tracking.record_failure("e-1", "respect", "v", "solve-labels", "no room", sqlite)
+    client = tracking._client(sqlite)
+    experiment = client.get_experiment_by_name("coralline").experiment_id
+    kept = {run.info.run_id for run in client.search_runs([experiment])}
+    # The other's is for the other to delete.
+    assert kept == (set(runs) if mine else {runs[1]})
+    failed = client.get_run(runs[0 if mine else 1])
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["failed_step"] == "solve-labels"
+    tracking.record_failure("e-1", "respect", "v", "dispatch", "no board", sqlite)
+    assert client.get_run(failed.info.run_id).data.tags["failed_step"] == "dispatch"
 
 
 def test_energy_without_a_source_is_not_logged() -> None:
@@ -282,6 +310,15 @@ def test_a_server_that_does_not_answer_is_named(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(
-        DeviceError, match=r"MLflow at http://127\.0\.0\.1:9: .*MLFLOW_TRACKING_URI"
+        DeviceError,
+        match=r"MLflow at http://127\.0\.0\.1:9: does not answer; .*MLFLOW_TRACKING_URI",
     ):
         record(an_execution(tmp_path), "http://127.0.0.1:9")
+
+
+def test_a_place_that_mlflow_does_not_know_is_refused() -> None:
+    with (
+        pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI=gopher://x.*sqlite:///FILE"),
+        tracking.connected("gopher://x"),
+    ):
+        pass

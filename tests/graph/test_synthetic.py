@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,6 +54,41 @@ def test_a_seed_fixes_the_graphs_and_their_number_does_not_matter(
     assert synthetic.generate(family, 1, nodes, seed + 1)[0].param_bytes.tolist() != (
         longer[0].param_bytes.tolist()
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    FAMILIES,
+    st.sampled_from([2, 30, 700, 1700]),
+    st.integers(0, 2**32),
+    st.integers(1, 25),
+    st.integers(1, 11),
+)
+def test_a_set_made_in_parts_is_the_set_made_at_once(
+    family: str, nodes: int, seed: int, count: int, part: int
+) -> None:
+    # 700 and 1,700 nodes: batches of ten and five, so that parts begin and end amid them.
+    whole = synthetic.generate(family, count, nodes, seed)
+    parts = [
+        graph
+        for start in range(0, count, part)
+        for graph in synthetic.generate(family, min(part, count - start), nodes, seed, start=start)
+    ]
+    assert [(g.name, g.digest) for g in parts] == [(g.name, g.digest) for g in whole]
+
+
+def test_a_part_far_into_a_set_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    family = synthetic._FAMILIES["respect"]
+
+    def counted(rng: np.random.Generator, g: int, v: int, limit: int | None) -> Any:
+        drawn.append(g)
+        return family(rng, g, v, limit)
+
+    monkeypatch.setitem(synthetic._FAMILIES, "respect", counted)
+    [graph] = synthetic.generate("respect", 1, 30, 0, start=999_999)
+    assert graph.name == "respect-30-s0-999999"
+    assert sum(drawn) < 300
 
 
 def test_the_respect_family_has_the_published_depths_and_limits() -> None:
@@ -117,3 +154,5 @@ def test_bad_arguments(arguments: tuple[str, int, int, int], message: str) -> No
         synthetic.generate("respect", 1, 30, 0, max_in_degree=7)
     with pytest.raises(UserError, match="no option degree"):
         synthetic.generate("respect", 1, 30, 0, degree=7)
+    with pytest.raises(UserError, match="start -1"):
+        synthetic.generate("respect", 1, 30, 0, start=-1)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.failures import PIPELINE
 from components.steps import EXECUTION
 from pipelines import cluster, local
 
@@ -34,6 +35,15 @@ def _documents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return spec["deploymentSpec"]["executors"], executors
 
 
+def test_a_lost_pod_of_a_loop_is_tried_again() -> None:
+    for golden in (GOLDEN, NIGHTLY):
+        components = next(yaml.safe_load_all(golden.read_text()))["components"]
+        loops = [component for name, component in components.items() if "for-loop" in name]
+        tasks = [task for loop in loops for task in loop["dag"]["tasks"].values()]
+        assert len(tasks) == {GOLDEN: 5, NIGHTLY: 3}[golden]
+        assert all(task["retryPolicy"]["maxRetryCount"] == 2 for task in tasks)
+
+
 @pytest.mark.parametrize("golden", [GOLDEN, NIGHTLY])
 def test_every_step_has_room_and_an_end(golden: Path) -> None:
     executors, kubernetes = _documents(golden)
@@ -47,15 +57,53 @@ def test_every_step_has_room_and_an_end(golden: Path) -> None:
         assert "nodeSelector" not in kubernetes[name]
 
 
-def test_only_what_speaks_with_mlflow_sees_secrets_and_it_is_required() -> None:
-    _, kubernetes = _documents(GOLDEN)
-    seeing = [name for name, step in kubernetes.items() if "secretAsEnv" in step]
-    assert sorted(seeing) == ["exec-judge-policy", "exec-record"]
-    for name in seeing:
-        secrets = kubernetes[name]["secretAsEnv"]
-        required = [secret for secret in secrets if not secret["optional"]]
-        assert [secret["secretName"] for secret in required] == [cluster.MLFLOW_SECRET]
-        assert required[0]["keyToEnv"] == [{"envVar": "MLFLOW_TRACKING_URI", "secretKey": "uri"}]
+def _secrets(step: dict[str, Any], *, optional: bool) -> dict[str, set[str]]:
+    """The variables that each secret gives."""
+    found: dict[str, set[str]] = {}
+    for secret in step["secretAsEnv"]:
+        if bool(secret.get("optional")) == optional:
+            names = {key["envVar"] for key in secret["keyToEnv"]}
+            found.setdefault(secret["secretName"], set()).update(names)
+    return found
+
+
+ACCOUNT = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+
+
+@pytest.mark.parametrize(
+    ("golden", "writing"),
+    [(GOLDEN, {"exec-judge-policy", "exec-record"}), (NIGHTLY, {"exec-record-night"})],
+)
+def test_every_step_may_leave_its_failure_and_what_writes_to_mlflow_needs_it(
+    golden: Path, writing: set[str]
+) -> None:
+    _, kubernetes = _documents(golden)
+    for name, step in kubernetes.items():
+        required = _secrets(step, optional=False)
+        required.pop(cluster.LAB_SECRET, None)
+        if name in writing:
+            assert required == {cluster.MLFLOW_SECRET: {"MLFLOW_TRACKING_URI"}}
+            assert _secrets(step, optional=True) == {
+                cluster.MLFLOW_SECRET: ACCOUNT,
+                cluster.S3_SECRET: {
+                    "AWS_ACCESS_KEY_ID",
+                    "AWS_SECRET_ACCESS_KEY",
+                    "MLFLOW_S3_ENDPOINT_URL",
+                },
+            }
+        else:
+            assert required == {}
+            assert _secrets(step, optional=True) == {
+                cluster.MLFLOW_SECRET: {"MLFLOW_TRACKING_URI", *ACCOUNT}
+            }
+
+
+@pytest.mark.parametrize("golden", [GOLDEN, NIGHTLY])
+def test_every_step_is_told_the_name_of_its_pipeline(golden: Path) -> None:
+    executors, _ = _documents(golden)
+    for name, executor in executors.items():
+        [variable] = executor["container"]["env"]
+        assert variable == {"name": PIPELINE, "value": golden.stem}, name
 
 
 def test_every_step_is_told_the_id_of_its_run() -> None:
@@ -68,10 +116,13 @@ def test_every_step_is_told_the_id_of_its_run() -> None:
 
 def test_a_night_needs_the_lab_that_remembers_the_others() -> None:
     _, kubernetes = _documents(NIGHTLY)
-    with_secrets = {name for name, step in kubernetes.items() if "secretAsEnv" in step}
-    assert with_secrets == {"exec-measure-night", "exec-record-night"}
-    [secret] = kubernetes["exec-measure-night"]["secretAsEnv"]
-    assert secret["secretName"] == cluster.LAB_SECRET
+    needing = {name for name, step in kubernetes.items() if cluster.LAB_SECRET in str(step)}
+    assert needing == {"exec-measure-night"}
+    [secret] = [
+        secret
+        for secret in kubernetes["exec-measure-night"]["secretAsEnv"]
+        if secret["secretName"] == cluster.LAB_SECRET
+    ]
     assert not secret.get("optional")
     assert secret["keyToEnv"] == [
         {"envVar": "CORALLINE_LAB", "secretKey": "url"},

@@ -102,11 +102,6 @@ def test_lines_that_two_steps_shared() -> None:
     assert list(local._events('  {"coralline": "progress", "what": "x", {"coralline": "st')) == []
 
 
-def test_code_version_is_stable() -> None:
-    assert local.code_version() == local.code_version()
-    assert len(local.code_version()) == 12
-
-
 def test_a_changed_file_is_not_taken_from_an_earlier_run(compiled: Path, tmp_path: Path) -> None:
     file = tmp_path / "word"
     file.write_text("one")

@@ -25,6 +25,7 @@ def test_the_compiled_pipeline_runs_and_a_second_run_measures_anew(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     arguments = {
         "graph_count": 24,
+        "shard_size": 9,
         "graph_nodes": 12,
         "training_epochs": 1,
         "models": [str(MODEL)],
@@ -40,7 +41,7 @@ def test_the_compiled_pipeline_runs_and_a_second_run_measures_anew(
         on_event=lambda event: steps.append((event.kind, event.step)),
     )
     results = read_results(Path(outputs["Output"]), folder)
-    assert steps.count(("started", "solve-labels")) == 2
+    assert steps.count(("started", "solve-labels")) == 3
 
     rows = {row["planner"]: row for row in results["rows"]}
     assert set(rows) == set(arguments["planners"])
@@ -90,6 +91,7 @@ def test_the_compiled_pipeline_runs_and_a_second_run_measures_anew(
         arguments,
         on_event=lambda event: steps.append((event.kind, event.step)),
     )
+    assert steps.count(("reused", "solve-labels")) == 3
     assert ("reused", "train-policy") in steps
     assert ("started", "dispatch") in steps
     assert len(Store(tmp_path / "lab").jobs()) == 2 * jobs

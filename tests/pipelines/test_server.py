@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kfp_stub import Stub
 
 from coralline.errors import DeviceError, UserError
 from pipelines import server as module
+from pipelines.arguments import read_arguments
+from pipelines.package import check_package
 from pipelines.server import Access, Server
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "respect.yaml"
@@ -98,7 +101,7 @@ def test_a_login_page_is_seen(stub: Stub) -> None:
 
 
 def test_a_server_that_hangs_is_left(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TIMEOUT_S", (0.2, 0.2))
+    monkeypatch.setattr(module, "_TIMEOUT_S", (1.0, 1.0))
     stub.faults["/healthz"] = ["hang"]
     told: list[str] = []
     server = Server(Access(stub.host), lambda why, pause_s: told.append(why))
@@ -199,36 +202,64 @@ def test_a_schedule_whose_answer_is_lost_is_one(stub: Stub) -> None:
     assert kept["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
 
 
+WORKFLOW = "respect-x7k2p"
+WHY = "dispatch: board usb0 is away"
+
+
+def _node(
+    name: str, state: str, minute: int, *children: int, ended: str = "2026-11-21T02:04:00Z"
+) -> dict[str, Any]:
+    """A task as KFP 2 gives it: one time of creation for all, no pod, no error."""
+    return {
+        "run_id": "r",
+        "task_id": f"{name}-{minute}",
+        "display_name": name,
+        "state": state,
+        "create_time": "2026-11-21T02:00:00Z",
+        "start_time": f"2026-11-21T02:{minute:02}:00Z" if minute else "1970-01-01T00:00:00Z",
+        "end_time": ended,
+        "child_tasks": [{"pod_name": f"{WORKFLOW}-{number}"} for number in children],
+    }
+
+
+def _said(event: str, step: str, at: str, **facts: str) -> str:
+    return json.dumps({"coralline": event, "execution": "r", "step": step, "at": at, **facts})
+
+
 def _finish(stub: Stub, state: str) -> None:
     run = stub.kept["runs"][0]
     run |= {
         "state": state,
         "created_at": "2026-11-21T02:00:00Z",
         "finished_at": "2026-11-21T02:05:00Z",
-        "error": {"code": 13, "message": "step failed"},
         "run_details": {
             "task_details": [
-                {
-                    "display_name": "dispatch",
-                    "state": "FAILED",
-                    "pod_name": "respect-2",
-                    "create_time": "2026-11-21T02:01:00Z",
-                    "start_time": "2026-11-21T02:01:00Z",
-                    "end_time": "2026-11-21T02:04:00Z",
-                    "error": {"code": 2, "message": "board usb0 is away"},
-                },
-                {
-                    "display_name": "generate-graphs",
-                    "state": "SUCCEEDED",
-                    "pod_name": "respect-1",
-                    "create_time": "2026-11-21T02:00:10Z",
-                    "start_time": "2026-11-21T02:00:10Z",
-                    "end_time": "1970-01-01T00:00:00Z",
-                },
+                _node("executor", "SUCCEEDED", 1, 5, ended="2026-11-21T02:02:00Z"),
+                _node("record", "PENDING", 0, ended="1970-01-01T00:00:00Z"),
+                _node("dispatch", "FAILED", 3, 6),
+                _node("executor", "FAILED", 3, 7, 8),  # of three tries, this is what repeats them
+                _node("executor(0)", "FAILED", 3),
+                _node("executor(1)", "FAILED", 4),
+                _node("dispatch-driver", "SUCCEEDED", 2, 9),
+                _node("generate-graphs", "SUCCEEDED", 1, 4, ended="1970-01-01T00:00:00Z"),
+                _node("generate-graphs-driver", "SUCCEEDED", 1, 3),
+                _node("root", "FAILED", 1, 2),
+                _node(WORKFLOW, "FAILED", 1, 1),
             ]
         },
     }
-    stub.logs["respect-2"] = "[1, 2]"
+    stub.logs[f"{WORKFLOW}-system-container-impl-4"] = "[1, 2]"
+    for number, (at, error) in {
+        7: ("02:03", "no route"),
+        8: ("02:04", "board usb0 is away"),
+    }.items():
+        stub.logs[f"{WORKFLOW}-retry-system-container-impl-{number}"] = "\n".join(
+            (
+                f"launcher speaking {_said('started', 'dispatch', at)}",
+                _said("failed", "dispatch", at, kind="DeviceError", error=error),
+                "Traceback",
+            )
+        )
 
 
 def test_a_run_is_followed_to_its_end(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,21 +278,51 @@ def test_a_failed_run_says_why(stub: Stub) -> None:
     run_id = _submit(server)["run_id"]
     _finish(stub, "FAILED")
     run = server.run(run_id)
-    assert run["error"] == "board usb0 is away"
-    assert [(s["step"], s["seconds"]) for s in run["steps"]] == [
-        ("generate-graphs", None),
-        ("dispatch", 180.0),
+    assert run["error"] == "dispatch: board usb0 is away"
+    assert [(s["step"], s["state"], s["seconds"]) for s in run["steps"]] == [
+        ("generate-graphs", "SUCCEEDED", None),
+        ("dispatch", "FAILED", 60.0),
+        ("record", "PENDING", None),
     ]
     assert run["seconds"] == 300
-    # A log that happens to be JSON stays text; a pod that is gone is no failure.
-    assert list(server.logs(run_id)) == [
-        ("generate-graphs", "respect-1", None),
-        ("dispatch", "respect-2", "[1, 2]"),
-    ]
-    with pytest.raises(UserError, match=r"no step 'record' .* it has dispatch, generate-graphs"):
-        list(server.logs(run_id, "record"))
+    # A log that happens to be JSON stays text.
+    logs = list(server.logs(run_id))
+    pods = [f"{WORKFLOW}-retry-system-container-impl-{number}" for number in (7, 8)]
+    assert logs[0] == ("generate-graphs", f"{WORKFLOW}-system-container-impl-4", "[1, 2]")
+    assert [(name, pod) for name, pod, _ in logs[1:]] == [("dispatch", pod) for pod in pods]
+    assert [pod for _, pod, _ in server.logs(run_id, "dispatch")] == pods
+    with pytest.raises(
+        UserError, match=r"no step 'plan'; it has dispatch, generate-graphs, record"
+    ):
+        list(server.logs(run_id, "plan"))
     with pytest.raises(UserError, match="has no run nothing; see `coralline pipeline runs`"):
         server.run("nothing")
+
+
+def test_a_failed_run_whose_pods_say_nothing_names_the_step(stub: Stub) -> None:
+    server = Server(Access(stub.host))
+    run_id = _submit(server)["run_id"]
+    _finish(stub, "FAILED")
+    stub.logs.clear()
+    error = server.run(run_id)["error"]
+    assert error.startswith("dispatch left no message: out of memory or time")
+    assert f"kubectl describe pod -l pipeline/runid={run_id}" in error
+    assert list(server.logs(run_id)) == []
+    stub.kept["runs"][0]["run_details"]["task_details"] = []
+    assert server.run(run_id)["error"].startswith("no step began")
+
+
+def test_what_a_newer_server_says_of_a_step_is_believed(stub: Stub) -> None:
+    server = Server(Access(stub.host))
+    run_id = _submit(server)["run_id"]
+    _finish(stub, "FAILED")
+    [dispatch] = [
+        node
+        for node in stub.kept["runs"][0]["run_details"]["task_details"]
+        if node["display_name"] == "dispatch"
+    ]
+    dispatch["error"] = {"code": 13, "message": "Pod lifecycle failure: OOMKilled"}
+    assert server.run(run_id)["error"] == "Pod lifecycle failure: OOMKilled"
 
 
 def test_cancelling(stub: Stub) -> None:
@@ -281,6 +342,52 @@ def test_runs_come_newest_first_over_pages(stub: Stub) -> None:
     assert [run["run_id"] for run in server.runs(experiment="coralline", count=2)] == ids[:0:-1]
     stub.kept["runs"] *= 50
     assert len(server.runs(experiment="coralline", count=120)) == 120
+
+
+def _loop_over_artifacts(spec: dict[str, Any]) -> None:
+    task = spec["root"]["dag"]["tasks"]["for-loop-1"]
+    del task["parameterIterator"]
+    task["artifactIterator"] = {"itemInput": "x", "items": {"inputArtifact": "y"}}
+
+
+def _resolve(spec: dict[str, Any]) -> None:
+    spec["deploymentSpec"]["executors"]["exec-record"] = {"resolver": {}}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda spec: spec.update(schemaVersion="2.0.0"), "schemaVersion is '2.0.0'"),
+        (lambda spec: spec["pipelineInfo"].update(name="Ä"), "pipelineInfo.name 'Ä'"),
+        (lambda spec: spec.pop("root"), "has no root"),
+        (lambda spec: spec["components"].update(root=spec["root"]), "called root"),
+        (_loop_over_artifacts, "for-loop-1 loops over artifacts"),
+        (_resolve, "exec-record is a resolver"),
+    ],
+)
+def test_what_a_server_refuses_is_refused_before_it_is_sent(
+    stub: Stub, tmp_path: Path, fault: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    documents = list(yaml.safe_load_all(GOLDEN.read_text()))
+    fault(documents[0])
+    package = tmp_path / "respect.yaml"
+    package.write_text(yaml.safe_dump_all(documents))
+    with pytest.raises(UserError, match=message):
+        check_package(package)
+    with pytest.raises(DeviceError, match="the server refused it as invalid"):
+        Server(Access(stub.host)).submit(package, "respect", {}, experiment="coralline")
+    stub.errors.clear()
+
+
+@pytest.mark.parametrize("arguments", [{"seed": "x"}, {"seeds": 1}, {"models": "resnet50"}])
+def test_arguments_that_a_server_refuses(stub: Stub, arguments: dict[str, Any]) -> None:
+    server = Server(Access(stub.host))
+    [(name, value)] = arguments.items()
+    with pytest.raises(UserError, match=name):
+        read_arguments("respect", [f"{name}={json.dumps(value)}"])
+    with pytest.raises(DeviceError, match="the server refused it as invalid"):
+        _submit(server, **arguments)
+    stub.errors.clear()
 
 
 def _main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -316,8 +423,8 @@ def test_the_verbs(
     assert told("status", run["run_id"])["state"] == "PENDING"
     assert told("cancel", run["run_id"])["state"] == "CANCELING"
     _finish(stub, "FAILED")
-    assert told("logs", run["run_id"], "--step", "dispatch")["logs"][0]["log"] == "[1, 2]"
-    assert told("status", run["run_id"], "--watch", code=1)["error"] == "board usb0 is away"
+    assert told("logs", run["run_id"], "--step", "generate-graphs")["logs"][0]["log"] == "[1, 2]"
+    assert told("status", run["run_id"], "--watch", code=1)["error"] == WHY
     assert told("schedule", "respect", "--off") == {"name": "respect", "deleted": 1}
 
     for words in (
@@ -330,11 +437,15 @@ def test_the_verbs(
         assert _main(monkeypatch, *words) == 0
     printed = capsys.readouterr().out
     assert "next run: " in printed
-    assert "the pod is gone, and its log" in printed
+    assert f"==> dispatch ({WORKFLOW}-retry-system-container-impl-7)" in printed
     assert _main(monkeypatch, "status", run["run_id"], "--watch") == 1
     shown = capsys.readouterr()
     assert "FAILED    dispatch" in shown.err
-    assert shown.err.splitlines()[-1].endswith("failed: board usb0 is away")
+    assert shown.out.splitlines()[1] == WHY
+    assert shown.err.splitlines()[-1].endswith(f"failed: {WHY}")
+    stub.logs.clear()
+    assert _main(monkeypatch, "logs", run["run_id"]) == 0
+    assert "no log is there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -346,6 +457,9 @@ def test_the_verbs(
         (("submit", "respect", "--set", "seed"), "write NAME=VALUE"),
         (("submit", "respekt"), "choose one of respect"),
         (("submit", "none.yaml"), "no such file"),
+        (("submit", "My_Pipeline.yaml"), "pipeline name 'My_Pipeline': use at most 114"),
+        (("submit", f"{'x' * 115}.yaml"), "use at most 114 lower-case letters"),
+        (("submit", "respect", "--experiment", ""), "--experiment: use 1 to 128"),
         (("submit", "respect", "--kube-context", "nowhere"), "--kube-context nowhere: "),
         (("schedule", "respect", "--cron", "0 2 * * *"), "has 5 fields, not six"),
         (("schedule", "respect"), "either --cron EXPRESSION or --off"),

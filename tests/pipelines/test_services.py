@@ -75,7 +75,7 @@ def test_what_is_left_of_a_killed_service_is_cleared_away(folder: Path, victim: 
     if victim == "child":  # The server answers, which is what counts.
         assert second.pid == first.pid
         return
-    assert second.change == "repaired"
+    assert second.change == "restarted"
     assert not child.is_running()
     assert second.pid != first.pid
 
@@ -84,7 +84,7 @@ def test_other_settings_start_it_anew(folder: Path) -> None:
     port = free_port()
     first = start(folder, a_service(port), quiet)
     second = start(folder, a_service(port, COLOUR="red"), quiet)
-    assert second.change == "repaired"
+    assert second.change == "restarted"
     assert not psutil.pid_exists(first.pid)
 
 
@@ -94,13 +94,34 @@ def test_a_taken_port_is_named(folder: Path) -> None:
         listener.listen()
         port = listener.getsockname()[1]
         with pytest.raises(UserError, match=rf"port {port} .*process {os.getpid()}.*--toy-port"):
-            start(folder, a_service(port), quiet)
+            services._check_free(folder, a_service(port))
 
 
 def test_a_service_that_ends_at_once_says_why(folder: Path) -> None:
     service = a_service(free_port(), "raise SystemExit('no database')")
     with pytest.raises(DeviceError, match=r"toy does not start: no database; see .*toy\.log"):
         start(folder, service, quiet)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(mlflow_port=8440), "ports 8440, 8441, 8440 .*three different"),
+        (Settings(database="words"), "--database is no URL"),
+        (Settings(database="mysql://u:hush@h/d"), "'mysql' is not known; write postgresql"),
+        (
+            Settings(database="postgresql+psycopg://u:hush@127.0.0.1:1/d"),
+            r"--database postgresql\+psycopg://u:\*\*\*@127.0.0.1:1/d: .*refused",
+        ),
+        (Settings(inventory="/nowhere.yaml"), "nowhere.yaml"),
+    ],
+)
+def test_settings_that_cannot_be_used_leave_all_alone(
+    settings: Settings, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        services.up(tmp_path, settings, quiet)
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_last(tmp_path: Path) -> None:
@@ -162,7 +183,7 @@ def test_up_and_down(
         psutil.Process(pids["s3"]).kill()
         again = json.loads(coralline("up", "--json"))
         changes = {one["name"]: one["change"] for one in again["services"]}
-        assert changes.pop("s3") == "repaired"
+        assert changes.pop("s3") == "restarted"
         assert set(changes.values()) == {"running"}
         with connected(exports["MLFLOW_TRACKING_URI"]) as client:
             assert client.list_artifacts(run.info.run_id)[0].path == "policy.npz"

@@ -97,7 +97,8 @@ def _metric(name: str) -> str:
 
 
 def _plan(m: Measurement) -> str:
-    return f"{m.model} in {output.stages(len(m.stage_busy_ms))} by {m.plan.get('planner', 'no planner')}"
+    stages = output.stages(len(m.stage_busy_ms))
+    return f"{m.model} in {stages} by {m.plan.get('planner', 'no planner')}"
 
 
 def print_measurement(m: Measurement) -> None:

@@ -41,7 +41,12 @@ def schedule(
     objective: str = typer.Option(
         "bottleneck", "--objective", help="bottleneck, peak-memory or latency."
     ),
-    planner: str = typer.Option("auto", "--planner", "-p", help="auto, exact, policy, ...; a wrong name lists all."),
+    planner: str = typer.Option(
+        "auto", "--planner", "-p", help="auto, exact, policy, ...; a wrong name lists all."
+    ),
+    policy: Path | None = typer.Option(
+        None, "--policy", help="policy.npz of `coralline train run`; the shipped without."
+    ),
     children_together: bool = typer.Option(
         False, "--children-together", help="Keep all readers of an operator in one stage."
     ),
@@ -96,7 +101,9 @@ def schedule(
     if out is not None:
         # Not after a minute of search.
         make_folder(out.parent)
-    effort = Effort(time_limit_s=time_limit, seed=seed)
+    effort = Effort(
+        time_limit_s=time_limit, seed=seed, policy=None if policy is None else str(policy)
+    )
     choice = None
     if accelerators is not None:
         choice = choose_stages(problem, accelerators, planner, effort)

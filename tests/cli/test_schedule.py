@@ -80,6 +80,7 @@ def test_the_table_fits_80_columns_and_carries_the_label(
         (["--stages", "2", "--memory-limit", "-1"], "holds nothing"),
         (["--stages", "3", "--device", "edgetpu-usb,edgetpu-pcie"], "2 devices for 3 stages"),
         (["--stages", "2", "--device", "host-cpu", "--activation-cache"], "does not say how"),
+        (["--stages", "2", "--planner", "policy", "--policy", "none.npz"], "train one with"),
         (["--stages", "2", "--host-operators", "lstm"], "has no operator 'lstm'"),
         (["--stages", "2", "--host-operators", "auto"], "from a .tflite model"),
     ],

@@ -63,7 +63,7 @@ images:  ## Build the container images and run each of their entry points
 	@$(ENGINE) info >/dev/null 2>&1 || { echo "$(ENGINE) is here, but no engine answers it: start the Docker daemon"; exit 1; }
 	for kind in project runner; do \
 	  image=$(REGISTRY)coralline-$${kind/project/python}:$(VERSION); \
-	  $(ENGINE) build --file k8s/images/Dockerfile --target $$kind --tag $$image \
+	  DOCKER_BUILDKIT=1 $(ENGINE) build --file k8s/images/Dockerfile --target $$kind --tag $$image \
 	    --build-arg COMMIT="$$(git rev-parse HEAD 2>/dev/null)" .; \
 	  k8s/images/smoke $(ENGINE) $$image $$kind; \
 	done

@@ -29,7 +29,7 @@ _TERMINATION_BYTES = 4096
 _LIMIT_S = 40
 """For the record in all; most of it is for importing MLflow on a busy machine."""
 
-_HTTP = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_HTTP = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 def tell(execution: str, step: str, message: str) -> None:

@@ -65,6 +65,7 @@ def measure_night(
     """Measure every split model on every board, and judge each by its nights before.
 
     Args:
+        compiled: Of `compile_segments`; one that says why its model is missing is reported so.
         boards: Names in the lab's inventory; one that is not there is reported as missing.
         repetitions: Inferences measured after warm-up.
         inventory: Path of the lab's inventory; empty for the one in the package.
@@ -79,7 +80,7 @@ def measure_night(
 
     with step("measure-night", cost):
         measure_night(
-            [split for artifact in compiled for split in sorted(Path(artifact.path).iterdir())],
+            [Path(artifact.path) for artifact in compiled],
             boards,
             int(repetitions),
             inventory,

@@ -11,20 +11,23 @@ def build_model(
     code_version: str,
     model: dsl.Output[dsl.Model],
     cost: dsl.Output[dsl.Metrics],
+    missing_as: str = "",
 ) -> None:
     """Build and quantise one model of the zoo, or take a .tflite by its path.
 
     Args:
         name: Of the zoo (`coralline zoo list`), or a path that ends in .tflite.
+        missing_as: Name under which a model that cannot be had is left as missing to the steps
+            after this; empty to end the run. Likewise in the other steps of this file.
     """
     import shutil
     from pathlib import Path
 
+    from components.missing import noted
     from components.steps import step
     from coralline.errors import UserError
 
-    with step("build-model", cost):
-        folder = Path(model.path)
+    with step("build-model", cost), noted(folder := Path(model.path), missing_as):
         folder.mkdir(parents=True)
         if name.endswith(".tflite"):
             if not Path(name).is_file():
@@ -50,6 +53,7 @@ def plan_and_partition(
     segments: dsl.Output[dsl.Artifact],
     cost: dsl.Output[dsl.Metrics],
     policy: dsl.Input[dsl.Model] = None,
+    missing_as: str = "",
 ) -> None:
     """Plan a model with every planner and split it by every distinct plan.
 
@@ -58,12 +62,13 @@ def plan_and_partition(
     """
     from pathlib import Path
 
+    from components.missing import noted, unless_missing
     from components.planning import plan_and_partition
     from components.steps import progress, step
 
-    with step("plan-and-partition", cost):
+    with step("plan-and-partition", cost), noted(Path(segments.path), missing_as):
         plan_and_partition(
-            Path(model.path),
+            unless_missing(Path(model.path)),
             Path(policy.path) / "policy.npz" if policy else None,
             [int(k) for k in stages],
             planners,
@@ -81,12 +86,16 @@ def compile_segments(
     segments: dsl.Input[dsl.Artifact],
     compiled: dsl.Output[dsl.Artifact],
     cost: dsl.Output[dsl.Metrics],
+    missing_as: str = "",
 ) -> None:
     """Compile every segment with edgetpu_compiler, where it is installed."""
     from pathlib import Path
 
+    from components.missing import noted, unless_missing
     from components.planning import compile_all
     from components.steps import step
 
-    with step("compile-segments", cost):
-        compiled.metadata["compiler"] = compile_all(Path(segments.path), Path(compiled.path))
+    with step("compile-segments", cost), noted(Path(compiled.path), missing_as):
+        compiled.metadata["compiler"] = compile_all(
+            unless_missing(Path(segments.path)), Path(compiled.path)
+        )

@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from components.measuring import DEADLINE_S, run_group
+from components.missing import read_missing
 from coralline.errors import DeviceError, UserError, parse_json, read_text
 from coralline.files import make_folder, write_text
 
@@ -21,7 +23,7 @@ ATTEMPTS = 2
 
 
 def measure_night(
-    splits: Sequence[Path],
+    models: Sequence[Path],
     boards: Sequence[str],
     repetitions: int,
     inventory: str,
@@ -35,10 +37,12 @@ def measure_night(
     """Have the lab measure every split model on every board, and judge each by its nights before.
 
     Writes `measurements/<split>-<board>.json`, a measurement each, and `table`, a
-    `coralline.nightly/v1` object. A board that is not there or fails is a missing one in it.
+    `coralline.nightly/v1` object. A board that is not there or fails is a missing one in it; so
+    is a model.
 
     Args:
-        splits: Folders that `split_model` wrote, one a model and number of stages.
+        models: A folder each, of folders that `split_model` wrote, one a number of stages; or
+            with the reason why the model is missing.
         inventory: Path of the lab's inventory; empty for the one in the package.
         name: Of the nightly; its nights are compared with each other.
         night: Names this execution.
@@ -62,17 +66,21 @@ def measure_night(
     # KFP's local runner draws its names from so few that they come again.
     tonight = f"{datetime.now(UTC):%Y-%m-%d} {night}"
     wanted = {}
-    for split in splits:
+    missing = [reason for reason in map(read_missing, models) if reason is not None]
+    there = [folder for folder in models if read_missing(folder) is None]
+    for split in (split for folder in there for split in sorted(folder.iterdir())):
         segments = SegmentSet.read(split)
         for board in boards:
             series = Series(segments.model, len(segments.segments), board)
             if series in wanted:
                 raise UserError(f"{series} is asked for twice; name each model once")
             wanted[series] = split
-    if not wanted:
+    if not wanted and not missing:
         raise UserError("there is nothing to measure; name models, stages and boards")
     again = list(wanted)
     for _ in range(ATTEMPTS):
+        if not again:
+            break
         group = f"{name}-{uuid4().hex[:8]}"
         jobs = {
             series: store.submit(
@@ -99,8 +107,6 @@ def measure_night(
             write_text(measurements / file, text + "\n")
             if measurement.marks:
                 again.append(series)
-        if not again:
-            break
     asked_for = [trend for trend in nights.read_trends(store, name) if trend.series in wanted]
     found = nights.with_commits(asked_for, Path.cwd())
     data = {
@@ -109,7 +115,8 @@ def measure_night(
         "execution": night,
         "commit": code,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "red": any(trend["red"] for trend in found),
+        "red": bool(missing) or any(trend["red"] for trend in found),
+        "missing": [asdict(reason) for reason in missing],
         "trends": found,
     }
     write_text(table, json.dumps(data, allow_nan=False) + "\n")
@@ -140,7 +147,14 @@ def write_night(
         "code": code_version,
         **parameters,
     }
-    write_page(f"Nightly: {night['name']}", night["created_at"], night["trends"], facts, report)
+    write_page(
+        f"Nightly: {night['name']}",
+        night["created_at"],
+        night["trends"],
+        facts,
+        report,
+        missing=night["missing"],
+    )
     # Browsers go by the name.
     page = report.with_suffix(".html")
     shutil.copyfile(report, page)
@@ -168,9 +182,9 @@ def record_night(
             code_version=code_version,
             parameters={**parameters, "commit": night["commit"] or "not known"},
             plans=(),
-            # There is none when every board is missing.
+            # There is none when every board or model is missing.
             measurements=read_measurements(measurements) if any(measurements.iterdir()) else (),
-            findings=_red(night),
+            findings=_findings(night),
             metrics=_metrics(night),
             costs=read_costs(costs),
             artifacts={"report": report, "trends": trends},
@@ -181,24 +195,27 @@ def record_night(
 
 
 def alarm(table: Path) -> None:
-    """End the pipeline red when a series is slower or missing.
+    """End the pipeline red when a series is slower or missing, or a model is missing.
 
     Raises:
         DeviceError: It is; names the worst, and the page.
     """
     night = read_night(table)
-    red = _red(night)
-    if red:
+    if night["red"]:
+        missing, trends = night["missing"], night["trends"]
+        red = sum(trend["red"] for trend in trends)
+        counts = [f"{len(missing)} model{'s' * (len(missing) > 1)} missing"] if missing else []
+        counts += [f"{red} of {len(trends)} series need a look"] if red else []
         raise DeviceError(
-            f"{len(red)} of {len(night['trends'])} series need a look: {'; '.join(red)}; "
-            f"page: {night['report']}"
+            f"{', '.join(counts)}: {'; '.join(_findings(night))}; page: {night['report']}"
         )
 
 
-def _red(night: Mapping[str, Any]) -> list[str]:
+def _findings(night: Mapping[str, Any]) -> list[str]:
     from hardware_lab.trend_page import sentence
 
-    return [
+    missing = [f"{one['model']} missing: {one['message']}" for one in night["missing"]]
+    return missing + [
         f"{trend['series']} {trend['verdict']}: {sentence(trend)}"
         for trend in night["trends"]
         if trend["red"]
@@ -216,7 +233,8 @@ def _metrics(night: Mapping[str, Any]) -> dict[str, float]:
         for trend in trends
         for metric, change in trend["nights"][-1]["changes"].items()
     }
-    return {"series": float(len(trends)), **counts, **ratios}
+    models = {"models_missing": float(len(night["missing"]))}
+    return {"series": float(len(trends)), **models, **counts, **ratios}
 
 
 def _metric(name: str) -> str:

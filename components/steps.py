@@ -1,8 +1,8 @@
 """What a step of a pipeline says while it works, and what it used.
 
 Every line is one JSON object that begins with `"coralline"`, the event: `started`, `progress`,
-`ended`, `failed`. It names the execution and the step, so that a collector of logs can sort the
-lines of many; people find them by the same word.
+`missing` (a model, as `components.missing` has it), `ended`, `failed`. It names the execution and
+the step, so that a collector of logs can sort the lines of many; people find them by the same word.
 
 Apart from components.face, because KFP's runtime inside a step has no decorators to import.
 """
@@ -92,6 +92,11 @@ def said_in(line: str) -> Iterator[dict[str, Any]]:
         else:
             yield found
         at = line.find(_STARTS, end)
+
+
+def current_step() -> str:
+    """Name of the step that this process is."""
+    return _step
 
 
 def execution() -> str:

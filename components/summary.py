@@ -9,6 +9,7 @@ from itertools import groupby
 from coralline.runtime.measurement import Measurement
 from coralline.staging.problem import Plan
 
+_FAILED = "**Failed"
 _MARKUP = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_[]<>|#"})
 
 
@@ -27,10 +28,17 @@ def describe(pairs: Sequence[tuple[Plan, Measurement | None]], findings: Sequenc
     return "\n\n".join(parts)
 
 
-def describe_failure(step: str, message: str) -> str:
-    """Which step failed (empty where that is not known), and why."""
+def describe_failure(step: str, message: str, found: str) -> str:
+    """Which step failed, and why, before what was found until then.
+
+    Args:
+        step: Empty where that is not known.
+        found: By `describe`, or by this of a try before, of which the failure is left out.
+    """
     where = f" in {step}" if step else ""
-    return f"**Failed{where.translate(_MARKUP)}:** {message.translate(_MARKUP)}"
+    failure = f"{_FAILED}{where.translate(_MARKUP)}:** {message.translate(_MARKUP)}"
+    parts = [part for part in found.split("\n\n") if part and not part.startswith(_FAILED)]
+    return "\n\n".join([failure, *parts])
 
 
 def _fastest(pairs: Sequence[tuple[Plan, Measurement | None]]) -> Iterator[str]:

@@ -153,7 +153,7 @@ def record_failure(
     tags = _tags(execution, pipeline, code_version)
     with connected(uri) as client:
         run = _only_parent(client, _experiment(client, uri), tags)
-        described = describe_failure(step, message)
+        described = describe_failure(step, message, run.data.tags.get(_DESCRIPTION, ""))
         for key, value in (("failed_step", step), ("error", message), (_DESCRIPTION, described)):
             client.set_tag(run.info.run_id, key, value)
         client.set_terminated(run.info.run_id, status="FAILED")

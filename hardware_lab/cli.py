@@ -176,9 +176,10 @@ def health(
     from hardware_lab.inventory import load_inventory
     from hardware_lab.lab import open_lab
 
-    boards = load_inventory(inventory)
-    chosen = list(boards.boards.values()) if board is None else [boards.board(board)]
-    store = open_lab(where)
+    boards, store = load_inventory(inventory), open_lab(where)
+    chosen = [one for one in boards.boards.values() if board in (None, one.name)]
+    if board is not None and board not in store.health.known():
+        boards.board(board)
     if state is not None:
         if board is None or not why:
             raise UserError("--set needs the name of a board, and --why")
@@ -186,7 +187,8 @@ def health(
     else:
         survey(store, chosen)
     known = store.health.known()
-    rows = [known[one.name].to_json() for one in chosen if one.name in known]
+    names = [one.name for one in chosen] if board is None else [board]
+    rows = [known[name].to_json() for name in names if name in known]
     if json:
         history = {} if board is None else {"log": store.health.log(board)}
         output.print_json({"boards": rows, **history})
@@ -292,13 +294,20 @@ def run(
     """Run the queued jobs, and those whose runner was lost; exit code 1 unless all are done."""
     from hardware_lab.inventory import load_inventory
     from hardware_lab.lab import open_lab
+    from hardware_lab.waiting import why_waiting
 
-    ended = _run(open_lab(where, artifacts), load_inventory(inventory), group, quiet=json)
+    store, boards = open_lab(where, artifacts), load_inventory(inventory)
+    ended = _run(store, boards, group, quiet=json)
     if json:
         output.print_json({"jobs": [job.to_json() for job in ended]})
     else:
         _print_jobs(ended)
-    if any(job.state in ("failed", "invalid") for job in ended):
+    left = store.jobs(state="queued", group=group)
+    for job in left:
+        typer.echo(f"{job.id} is left in the queue: {why_waiting(store, job)}", err=True)
+    # Those for the boards of other runners are not this one's to do.
+    undone = [job for job in left if boards.meeting(job.demand)]
+    if undone or any(job.state in ("failed", "invalid") for job in ended):
         raise typer.Exit(1)
 
 
@@ -465,9 +474,11 @@ def _print_jobs(found: list[Job]) -> None:
             Path(job.path).name,
             job.group or "",
             job.state,
-            str(job.attempt),
-            job.error or "",
         ]
         for job in found
     ]
-    print_table(["job", "board", "model", "group", "state", "attempt", "error"], rows)
+    print_table(["job", "board", "model", "group", "state"], rows)
+    # A sentence in a column of its own would be cut to nothing.
+    for job in found:
+        if job.error:
+            print(f"{job.id}: attempt {job.attempt}: {job.error}")

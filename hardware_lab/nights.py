@@ -93,7 +93,8 @@ def accept(store: Lab, what: str, why: str, name: str = NAME) -> Job:
     if "/" in what:
         by_name = {str(trend.series): trend for trend in read_trends(store, name)}
         if what not in by_name:
-            raise UserError(f"series {what!r} is not known; choose {', '.join(by_name) or 'none'}")
+            known = f"choose {', '.join(by_name)}" if by_name else "the lab has no nights yet"
+            raise UserError(f"series {what!r} is not known; {known}")
         counted = [judged for judged in by_name[what].nights if judged.counts]
         if not counted or counted[-1].verdict not in SLOWER:
             raise UserError(f"series {what!r} is not slower than before; nothing is to be accepted")

@@ -388,6 +388,9 @@ class Runner:
                 outcome = error  # it is refused
             if not isinstance(outcome, CorallineError):
                 log.info("job %s: done", job.id)
+            elif isinstance(outcome, UnfitError):
+                # Its board is asked again after a pause, in which nothing else would be seen.
+                log.warning("job %s waits: %s", job.id, outcome)
             else:
                 log.info("job %s: %s", job.id, outcome)
             return

@@ -68,8 +68,7 @@ def serve(
 ) -> None:
     """Serve the lab over HTTP until told to end.
 
-    Without a token (`coralline lab token add`) everybody on this machine may do everything, and
-    nobody else is listened to.
+    Without a token (`coralline lab token add`) it listens to this machine alone.
     """
     import logging
 
@@ -174,10 +173,15 @@ def list_(where: str | None = _where(), json: bool = _json()) -> None:
     if json:
         output.print_json({"tokens": rows})
     else:
-        names = ("name", "role", "made_at", "expires_at")
+        names = ("made_at", "expires_at")
         print_table(
-            ["token", "role", "made", "expires"], [[row[n] or "" for n in names] for row in rows]
+            ["token", "role", "made", "expires"],
+            [[row["name"], row["role"], *(_minute(row[n]) for n in names)] for row in rows],
         )
+
+
+def _minute(at: str | None) -> str:
+    return "never" if at is None else f"{at[:16].replace('T', ' ')} UTC"
 
 
 @token.command("remove", epilog="Example: coralline lab token remove ci")

@@ -77,8 +77,7 @@ def print_comparison(found: Comparison) -> None:
         values = (f"{values[name]:.3f}" if name in values else "" for values in together)
         differs = "no" if ratio.low <= 1 <= ratio.high else "yes"
         numbers = (f"{number:.3f}" for number in (ratio.value, ratio.low, ratio.high))
-        shown = name.removeprefix("latency_").removesuffix("_ms").replace("_", " ")
-        rows.append([f"{shown}, ms" if name.endswith("_ms") else shown, *values, *numbers, differs])
+        rows.append([_metric(name), *values, *numbers, differs])
     print_table([said, "A", "B", "B/A", "95 % from", "to", "differs"], rows)
     for name, part in (("A", a), ("B", b)):
         for mark in part.marks:
@@ -86,8 +85,20 @@ def print_comparison(found: Comparison) -> None:
     console.print(f"job {a.id}")
 
 
+def _metric(name: str) -> str:
+    """One of `Measurement.summary` in few words, so that a row fits 80 columns."""
+    units = {
+        "throughput_fps": "throughput, 1/s",
+        "energy_mj_per_inference": "energy, mJ",
+        "energy_net_mj_per_inference": "net energy, mJ",
+    }
+    shown = name.removeprefix("latency_").removeprefix("measured_").removesuffix("_ms")
+    return units.get(name, f"{shown.replace('_', ' ')}, ms")
+
+
 def _plan(m: Measurement) -> str:
-    return f"{m.model} in {len(m.stage_busy_ms)} stages by {m.plan.get('planner', 'no planner')}"
+    stages = output.stages(len(m.stage_busy_ms))
+    return f"{m.model} in {stages} by {m.plan.get('planner', 'no planner')}"
 
 
 def print_measurement(m: Measurement) -> None:
@@ -98,7 +109,7 @@ def print_measurement(m: Measurement) -> None:
     said = "simulated" if m.simulated else "measured"
     console = Console(soft_wrap=True)
     console.print(
-        f"[bold]{escape(m.model)}[/bold], {len(m.stage_busy_ms)} stages on {m.board} "
+        f"[bold]{escape(m.model)}[/bold], {output.stages(len(m.stage_busy_ms))} on {m.board} "
         f"([bold]{said}[/bold]; {m.processor})"
     )
     if m.latency_reported_ms is None:

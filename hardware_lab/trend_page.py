@@ -34,6 +34,7 @@ def write_page(
     trends: Sequence[Mapping[str, Any]],
     facts: Mapping[str, str],
     out: Path,
+    missing: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write the page, whole or not at all; returns its path.
 
@@ -42,6 +43,8 @@ def write_page(
         trends: `coralline.trend/v1` objects, in the order of the page; `commits`, a line a commit
             since the last good night, may be added to each.
         facts: Where the numbers come from: name and value.
+        missing: `model`, the `step` that failed for it, its `message`, and when (`at`) of each
+            model that there is no series of.
 
     Raises:
         UserError: The file cannot be written.
@@ -54,6 +57,7 @@ def write_page(
             created_at=created_at,
             red=[_card(trend) for trend in trends if trend["red"]],
             others=[_card(trend) for trend in trends if not trend["red"]],
+            missing=missing,
             simulated=any(night["simulated"] for trend in trends for night in trend["nights"]),
             table=_table(trends),
             facts=list(facts.items()),

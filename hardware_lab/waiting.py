@@ -83,10 +83,13 @@ def why_waiting(lab: Lab, job: Job) -> str:
     """What a job waits for that `wait_for` has left."""
     board = job.demand.board
     if board is None:
-        return job.error or f"no runner has a usable board that is {job.demand}"
+        return job.error or f"no runner has a usable board: {job.demand}"
     health = lab.health.known().get(board)
     if health is not None and health.state not in ("good", "unknown"):
-        return f"board {board!r} is {health.state}: {health.cause}"
+        return (
+            f"board {board!r} is {health.state}: {health.cause}; once that is put right, "
+            f'`coralline lab health {board} --set unknown --why "..."`'
+        )
     seen = [known.to_json()["seen_at"] for known in lab.boards.known() if known.board.name == board]
     if seen:
         return f"no runner has said since {max(seen)} that it has board {board!r}"

@@ -9,7 +9,7 @@ Read from the source of the server (https://github.com/kubeflow/pipelines); none
 - backend/src/v2/compiler/argocompiler/dag.go: iterators, importers, groups without tasks
 
 and from the validation of Argo Workflows, to which it hands what it has made of a pipeline
-(https://github.com/argoproj/argo-workflows, workflow/validate/validate.go).
+(https://github.com/argoproj/argo-workflows, workflow/validate).
 """
 
 from __future__ import annotations

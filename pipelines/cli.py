@@ -19,7 +19,7 @@ def add(app: typer.Typer) -> None:
         epilog="Example: coralline pipeline run respect",
     )
     verb.command(
-        "run", epilog="Example: coralline pipeline run respect --set models=[my_model.tflite]"
+        "run", epilog=r"Example: coralline pipeline run respect --set models=\[my_model.tflite]"
     )(run)
     verb.command("compile", epilog="Example: coralline pipeline compile respect --out r.yaml")(
         compile_

@@ -87,11 +87,15 @@ def parse_cron(text: str) -> Cron:
     cron = Cron(
         " ".join(words),
         tuple(_values(text, word, *field) for word, field in zip(words, _FIELDS, strict=True)),
-        (words[3][0] in "*?", words[5][0] in "*?"),
+        (_open(words[3]), _open(words[5])),
     )
     if cron.next_after(datetime(2026, 1, 1)) is None:
         raise UserError(f"--cron {text!r}: never comes: no month there has such a day of month")
     return cron
+
+
+def _open(word: str) -> bool:
+    return any(part[0] in "*?" for part in word.split(","))
 
 
 def _values(

@@ -4,7 +4,8 @@ for each model: build_model -> plan_and_partition -> compile_segments
                                                             |
           measure_night -> write_night -> sum_costs -> record_night -> alarm
 
-It ends red, after all else is written, when a series is slower than before or missing.
+It ends red, after all else is written, when a series is slower than before or missing. A model
+that cannot be built, planned or split is missing; the others are measured.
 """
 
 from kfp import dsl
@@ -51,7 +52,7 @@ def nightly(
     """
     parameters = {"planner": planner, "device": device, "repetitions": repetitions, "seed": seed}
     with dsl.ParallelFor(models) as model_name:
-        model = build_model(name=model_name, code_version=code_version)
+        model = build_model(name=model_name, code_version=code_version, missing_as=model_name)
         needs(may_retry(model), cpu="2", memory="4Gi", minutes=60)
         planned = plan_and_partition(
             model=model.outputs["model"],
@@ -61,9 +62,10 @@ def nightly(
             time_limit_s=plan_time_limit_s,
             seed=seed,
             code_version=code_version,
+            missing_as=model_name,
         )
         needs(may_retry(planned), cpu="2", memory="4Gi", minutes=360)
-        compiled = compile_segments(segments=planned.outputs["segments"])
+        compiled = compile_segments(segments=planned.outputs["segments"], missing_as=model_name)
         needs(may_retry(compiled), cpu="1", memory="2Gi", minutes=120)
     # The same again would be no second night, and must not be taken from the first.
     measured = measure_night(

@@ -97,8 +97,9 @@ class Manifests:
             spec = doc.get("spec") or {}
             if doc["kind"] == "CronJob":
                 spec = spec["jobTemplate"]["spec"]
-            if "template" in spec:
-                found.append(Pod(doc, spec["template"]))
+            for owner in (spec, *spec.get("tfReplicaSpecs", {}).values()):
+                if "template" in owner:
+                    found.append(Pod(doc, owner["template"]))
         return found
 
     def selected(self, namespace: str, selector: Doc) -> list[Pod]:
@@ -147,11 +148,19 @@ def rule(function: Rule) -> Rule:
 
 @rule
 def schemas(manifests: Manifests) -> Iterator[str]:
-    """Every field is one that Kubernetes knows, in each of VERSIONS."""
+    """Every field is one that Kubernetes knows, in each of VERSIONS; in training jobs too."""
     for doc in manifests.docs:
-        for version in VERSIONS:
-            if fault := _schema_fault(json.dumps(doc), version):
-                yield f"{title(doc)}: Kubernetes {version}: {fault}"
+        parts = [doc]
+        if doc["kind"] == "TFJob":
+            parts = [
+                {"apiVersion": "v1", "kind": "PodTemplate", "template": pod.template}
+                for pod in manifests.pods
+                if pod.owner is doc
+            ]
+        for part in parts:
+            for version in VERSIONS:
+                if fault := _schema_fault(json.dumps(part), version):
+                    yield f"{title(doc)}: Kubernetes {version}: {fault}"
 
 
 @cache
@@ -224,7 +233,7 @@ def references(manifests: Manifests) -> Iterator[str]:
         account = pod.spec.get("serviceAccountName", "default")
         if manifests.find("ServiceAccount", pod.namespace, account) is None:
             yield f"{pod.name}: service account {account} is not there"
-        for kind, name, keys in _named(pod):
+        for kind, name, keys in named_by(pod):
             there = _keys(manifests, kind, pod.namespace, name)
             if there is None:
                 yield f"{pod.name}: {kind} {name} is not there"
@@ -244,7 +253,8 @@ def references(manifests: Manifests) -> Iterator[str]:
             yield f"{title(doc)}: service {doc['spec']['serviceName']} is not there"
 
 
-def _named(pod: Pod) -> Iterator[tuple[str, str, set[str]]]:
+def named_by(pod: Pod) -> Iterator[tuple[str, str, set[str]]]:
+    """Kind, name and keys of the config maps, secrets and claims that a pod needs."""
     for container in pod.containers:
         for source in container.get("envFrom", ()):
             for kind, key in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
@@ -432,6 +442,9 @@ def may_speak(manifests: Manifests, source: Pod, target: Pod, port: int | str) -
 
 
 _LEVEL = "pod-security.kubernetes.io/enforce"
+_VOLUMES = set(
+    "configMap csi downwardAPI emptyDir ephemeral persistentVolumeClaim projected secret".split()
+)
 
 
 @rule
@@ -459,9 +472,10 @@ def security(manifests: Manifests) -> Iterator[str]:
         for key in ("hostNetwork", "hostPID", "hostIPC"):
             if pod.spec.get(key):
                 yield f"{pod.name}: has {key}"
-        of_node = any("hostPath" in volume for volume in pod.spec.get("volumes", ()))
-        if of_node and not pod.privileged:
-            yield f"{pod.name}: mounts its node's files; write why in {WHY_PRIVILEGED}"
+        for volume in pod.spec.get("volumes", ()):
+            if not volume.keys() - {"name"} <= _VOLUMES and not pod.privileged:
+                kind = "its node's files" if "hostPath" in volume else f"volume {volume['name']}"
+                yield f"{pod.name}: mounts {kind}; write why in {WHY_PRIVILEGED}"
         for container in pod.containers:
             settings = {
                 **pod.spec.get("securityContext", {}),
@@ -469,6 +483,11 @@ def security(manifests: Manifests) -> Iterator[str]:
             }
             for fault in _unsafe(settings, pod.privileged):
                 yield f"{pod.name}: container {container['name']}: {fault}"
+            if any("hostPort" in port for port in container.get("ports", ())):
+                yield f"{pod.name}: container {container['name']}: has a port of its node"
+            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+                if "host" in container.get(kind, {}).get("httpGet", {}):
+                    yield f"{pod.name}: container {container['name']}: {kind} names a host"
             if not any(m["mountPath"] == "/tmp" for m in container.get("volumeMounts", ())):
                 yield f"{pod.name}: container {container['name']}: /tmp cannot be written"
 
@@ -570,6 +589,12 @@ def budgets(manifests: Manifests) -> Iterator[str]:
             for doc in manifests.of("PodDisruptionBudget")
         ):
             yield f"{pod.name}: no disruption budget selects it"
+    for doc in manifests.of("PodDisruptionBudget"):
+        for pod in manifests.selected(namespace_of(doc), doc["spec"]["selector"]):
+            least = doc["spec"].get("minAvailable", 0)
+            replicas = pod.owner["spec"].get("replicas", 1)
+            if doc["spec"].get("maxUnavailable") in (0, "0%") or least in (replicas, "100%"):
+                yield f"{title(doc)}: keeps the nodes of {pod.name} from being drained"
 
 
 @rule
@@ -580,6 +605,8 @@ def commands(manifests: Manifests) -> Iterator[str]:
             if not _ours(container):
                 continue
             command = [*container.get("command", ()), *container.get("args", ())]
+            if command[:1] == ["sleep"]:
+                continue
             if fault := command_fault(command):
                 yield f"{pod.name}: {shlex.join(command)}: {fault}"
             names = {variable["name"] for variable in container.get("env", ())}
@@ -631,7 +658,7 @@ def _program(name: str) -> Any:
     return typer.main.get_command(main.app)
 
 
-_OTHERS = {"NODE": "the runner's command"}
+_OTHERS = {"NODE": "the runner's command", "TF_NUM_INTRAOP_THREADS": "TensorFlow"}
 """Names in our containers' environments that neither our code nor MLflow reads, and who does."""
 
 

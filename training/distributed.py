@@ -1,6 +1,6 @@
-"""Training in several processes that share every batch, as Kubeflow Trainer starts them.
+"""Training in several processes that share every batch, as Kubeflow's TFJob starts them.
 
-Trainer gives each process the environment variable TF_CONFIG, which names all of them and
+Its operator gives each process the environment variable TF_CONFIG, which names all of them and
 this one (https://www.tensorflow.org/guide/distributed_training#TF_CONFIG). The weights are
 mirrored and the gradients summed by `tf.distribute.MultiWorkerMirroredStrategy`. Without
 TF_CONFIG a process trains alone.

@@ -25,6 +25,11 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(data, allow_nan=False, indent=1) + "\n")
 
 
+def stages(count: int) -> str:
+    """1 stage, 2 stages."""
+    return f"{count} stage" if count == 1 else f"{count} stages"
+
+
 def print_plan(plan: Plan, saved: Path | None) -> None:
     """A plan as a table of its stages."""
     from rich.console import Console
@@ -40,12 +45,13 @@ def print_plan(plan: Plan, saved: Path | None) -> None:
     console = Console()
     simulated = " (simulated device)" if plan.simulated else ""
     table = Table(
-        title=f"{escape(plan.graph_name)}: {plan.n_stages} stages on {plan.device}{simulated}",
+        title=f"{escape(plan.graph_name)}: {stages(plan.n_stages)} on {plan.device}{simulated}",
         title_justify="left",
     )
+    # Short words: the table has to fit 80 columns with times above 1000 ms.
     for column in (
-        *("stage", "operators", "parameters\nMiB", "compute\nms", "in\nms", "out\nms"),
-        *("streaming\nms", "total\nms"),
+        *("stage", "operators", "params\nMiB", "compute\nms", "in\nms", "out\nms"),
+        *("stream\nms", "total\nms"),
     ):
         table.add_column(column, justify="right", no_wrap=True)
     rows = plan.stages

@@ -12,6 +12,7 @@ from coralline.errors import UserError
 
 if TYPE_CHECKING:
     from coralline.graph import ComputeGraph
+    from coralline.staging import Plan
 
 
 def add(app: typer.Typer) -> None:
@@ -40,7 +41,12 @@ def schedule(
     objective: str = typer.Option(
         "bottleneck", "--objective", help="bottleneck, peak-memory or latency."
     ),
-    planner: str = typer.Option("auto", "--planner", "-p", help="Name of the planner."),
+    planner: str = typer.Option(
+        "auto", "--planner", "-p", help="auto, exact, policy, ...; a wrong name lists all."
+    ),
+    policy: Path | None = typer.Option(
+        None, "--policy", help="policy.npz of `coralline train run`; the shipped without."
+    ),
     children_together: bool = typer.Option(
         False, "--children-together", help="Keep all readers of an operator in one stage."
     ),
@@ -95,7 +101,9 @@ def schedule(
     if out is not None:
         # Not after a minute of search.
         make_folder(out.parent)
-    effort = Effort(time_limit_s=time_limit, seed=seed)
+    effort = Effort(
+        time_limit_s=time_limit, seed=seed, policy=None if policy is None else str(policy)
+    )
     choice = None
     if accelerators is not None:
         choice = choose_stages(problem, accelerators, planner, effort)
@@ -104,10 +112,31 @@ def schedule(
         output.write_json(out, plan.to_json())
     if json:
         output.print_json(plan.to_json() if choice is None else output.choice_json(choice))
+    else:
+        if choice is not None:
+            output.print_choice(choice)
+        output.print_plan(plan, out)
+    _warn_of_unmapped(model, plan)
+
+
+def _warn_of_unmapped(model: Path, plan: Plan) -> None:
+    """Say on stderr that a plan for Edge TPUs gives them operators that they cannot run."""
+    from coralline.graph.tflite_file import is_tflite
+    from coralline.tflite.edgetpu import unmapped_operators
+
+    # The device models of Edge TPUs are named so.
+    if not any(name.startswith("edgetpu") for name in plan.device.split(",")):
         return
-    if choice is not None:
-        output.print_choice(choice)
-    output.print_plan(plan, out)
+    if not is_tflite(model):
+        return
+    left = {operator.node for operator in unmapped_operators(model)} - set(plan.host_operators)
+    if left:
+        typer.echo(
+            f"an Edge TPU cannot run {len(left)} of the {len(plan.stage)} operators, and the times "
+            "above are as if it could:\n`coralline graph` says why; --host-operators auto plans "
+            "with them on the host",
+            err=True,
+        )
 
 
 def _host_operators(given: str | None, model: Path, graph: ComputeGraph) -> tuple[int, ...]:

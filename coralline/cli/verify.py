@@ -53,6 +53,7 @@ def verify(
     devices = load_devices(device or str(given.device))
     host = None if host_device is None else load_device(host_device)
     try:
+        given.check_graph(graph)
         certificate = verify_plan(given, graph, devices, prove, host)
     except UserError as error:
         raise UserError(f"{plan}: {error}") from None

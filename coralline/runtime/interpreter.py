@@ -37,7 +37,10 @@ class Model:
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: LiteRT cannot load it ({reason})") from None
+            raise UserError(
+                f"{path.name}: LiteRT cannot load it ({reason}); convert the model without what "
+                "it refuses"
+            ) from None
         self.path = path
         self.input_details = self._interpreter.get_input_details()
         self.output_details = self._interpreter.get_output_details()

@@ -1,4 +1,4 @@
-"""Staging: pipeline stages over accelerators. Importing the room registers its planners."""
+"""Staging: pipeline stages over accelerators. Importing the package registers its planners."""
 
 from coralline.staging import baselines, exact, policy, search
 from coralline.staging.bounds import lower_bound

@@ -94,7 +94,14 @@ def _random(shape: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generat
 
 def _cannot_run(model: str, running: str, why: str) -> Exception:
     text = f"LiteRT cannot run {running} of {model}: {' '.join(why.split())}"
-    return UserError(f"{text}; check the file") if running == WHOLE else DeviceError(text)
+    if running != WHOLE:
+        return DeviceError(text)
+    if "custom op" in why:
+        return UserError(
+            f"{text}; LiteRT has no such operator: convert the model without it, or cut it "
+            "unchecked with --verify-inputs 0"
+        )
+    return UserError(f"{text}; check the file")
 
 
 def run_chain(chain: Mapping[str, Any]) -> str | None:

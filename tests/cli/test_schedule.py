@@ -49,16 +49,17 @@ def test_json_is_one_object_with_the_plan(coralline: Run, planner: str) -> None:
         assert plan["proven_optimal"] and plan["lower_bound"] == plan["value"]
 
 
+@pytest.mark.parametrize("stages", ["1 stage", "4 stages"])
 def test_the_table_fits_80_columns_and_carries_the_label(
-    coralline: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    coralline: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stages: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     out_file = tmp_path / "new" / "plan.json"
     code, out, _ = coralline(
-        "schedule", RESNET50, "-k", "4", "--planner", "topo-dp", "-o", str(out_file)
+        "schedule", RESNET50, "-k", stages[0], "--planner", "topo-dp", "-o", str(out_file)
     )
     assert code == 0
-    assert "simulated" in out and "median error" in out and "…" not in out
+    assert f"{stages} on edgetpu-usb (simulated" in out and "median error" in out and "…" not in out
     assert max(map(len, out.splitlines())) <= 80
     plan = Plan.from_json(json.loads(out_file.read_text()))
     plan.check_graph(read_graph(Path(RESNET50)))
@@ -79,6 +80,7 @@ def test_the_table_fits_80_columns_and_carries_the_label(
         (["--stages", "2", "--memory-limit", "-1"], "holds nothing"),
         (["--stages", "3", "--device", "edgetpu-usb,edgetpu-pcie"], "2 devices for 3 stages"),
         (["--stages", "2", "--device", "host-cpu", "--activation-cache"], "does not say how"),
+        (["--stages", "2", "--planner", "policy", "--policy", "none.npz"], "train one with"),
         (["--stages", "2", "--host-operators", "lstm"], "has no operator 'lstm'"),
         (["--stages", "2", "--host-operators", "auto"], "from a .tflite model"),
     ],
@@ -166,3 +168,12 @@ def test_host_operators_can_be_those_that_an_edge_tpu_cannot_run(coralline: Run)
     # It works on floating point numbers throughout.
     assert plan["host_operators"] == list(range(len(plan["stage"])))
     assert plan["stages"]["param_bytes"] == [0, 0]
+
+
+def test_a_plan_with_operators_that_an_edge_tpu_cannot_run_says_so(coralline: Run) -> None:
+    said = "an Edge TPU cannot run"
+    schedule = ("schedule", f"{DATA}/small_float.tflite", "-k", "2", "--json")
+    assert said in coralline(*schedule)[2]
+    for options in (("--host-operators", "auto"), ("--device", "host-cpu")):
+        assert said not in coralline(*schedule, *options)[2]
+    assert said not in coralline("schedule", f"{DATA}/small_int8.tflite", "-k", "2")[2]

@@ -38,8 +38,11 @@ def test_without_measurements_nothing_is_fastest() -> None:
     assert describe([(plan, None)], []) == ""
 
 
-def test_a_failure_names_its_step() -> None:
-    assert describe_failure("train-policy", "no *room*") == (
-        r"**Failed in train-policy:** no \*room\*"
+def test_a_failure_comes_before_what_was_found() -> None:
+    first = describe_failure("train-policy", "no *room*", "")
+    assert first == r"**Failed in train-policy:** no \*room\*"
+    found = "conv is slower\n\nFastest plans:\n\n- one"
+    assert describe_failure("", "x", found) == f"**Failed:** x\n\n{found}"
+    assert (
+        describe_failure("", "y", describe_failure("", "x", found)) == f"**Failed:** y\n\n{found}"
     )
-    assert describe_failure("", "x").startswith("**Failed:** x")

@@ -71,7 +71,7 @@ def test_every_command_that_a_page_shows_exists() -> None:
 @pytest.mark.slow
 def test_the_tutorial_can_be_followed(tmp_path: Path) -> None:
     """With a small model in place of ResNet50, whose conversion takes long."""
-    env = {**os.environ, "CORALLINE_HOME": str(tmp_path / "home"), "COLUMNS": "84"}
+    env = {**os.environ, "CORALLINE_HOME": str(tmp_path / "home"), "COLUMNS": "80"}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     shutil.copy(ROOT / "tests/data/small_int8.tflite", tmp_path / "resnet50.tflite")
     text = "".join(text for page, text in blocks("console") if page == "docs/tutorial.md")

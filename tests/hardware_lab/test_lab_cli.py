@@ -130,7 +130,7 @@ def test_a_runner_takes_jobs_until_it_is_told_to_end(call: Verb, tmp_path: Path)
     assert f"job {job['id']}: done" in said and "ended" in said.splitlines()[-1]
 
 
-def test_boards_and_health(call: Verb) -> None:
+def test_boards_and_health(call: Verb, tmp_path: Path) -> None:
     names = ["host", "edgetpu-usb-sim", "edgetpu-pcie-sim"]
     boards = json.loads(call("lab", "boards", "--json"))["boards"]
     assert [board["name"] for board in boards] == names
@@ -138,9 +138,19 @@ def test_boards_and_health(call: Verb) -> None:
     assert sorted((b["board"], b["state"]) for b in health) == sorted((n, "good") for n in names)
     call("lab", "health", "host", "--set", "maintenance", "--why", "a new fan")
     said = call("bench", str(INT8), "--board", "host", "-n", "20", code=1)
-    assert said == "coralline: board 'host' is maintenance: a new fan\n"
+    assert "board 'host' is maintenance: a new fan; once that is put right" in said
+    call("lab", "submit", str(INT8), "--board", "host")
+    left = call("lab", "run", code=1)
+    assert "is left in the queue: board 'host' is maintenance: a new fan" in left
+    assert "a new fan" in call("lab", "jobs"), "why the first was cancelled"
     shown = json.loads(call("lab", "health", "host", "--json"))
     assert [(line["state"]) for line in shown["log"]] == ["good", "maintenance"]
+    # What became of a board is known without the inventory that had it.
+    other = tmp_path / "other.yaml"
+    other.write_text("schema: coralline.inventory/v1\nboards: {desk: {kind: host}}\n")
+    told = call("lab", "health", "host", "--inventory", str(other), code=0)
+    assert "maintenance: a new fan" in told
+    call("lab", "health", "host", "--set", "unknown", "--why", "so", "--inventory", str(other))
     assert "needs the name" in call("lab", "health", "--set", "bad", "--why", "so", code=2)
 
 

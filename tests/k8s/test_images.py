@@ -3,14 +3,17 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from itertools import takewhile
 
 import pytest
 from manifest_rules import ROOT
+from rendered import render
 
 from coralline import __version__
 
 IMAGES = ROOT / "k8s" / "images"
 DOCKERFILE = (IMAGES / "Dockerfile").read_text()
+SMOKE = (IMAGES / "smoke").read_text()
 
 
 def _pins(name: str) -> dict[str, str]:
@@ -45,6 +48,17 @@ def test_the_runner_has_the_versions_of_the_project_and_little_of_it() -> None:
     wanted = wanted["dependencies"] + wanted["optional-dependencies"]["lab"]
     assert {re.split(r"[\[><=]", text)[0] for text in wanted} <= runner.keys()
     assert not runner.keys() & {"tensorflow-cpu", "mlflow", "kfp", "great-expectations"}
+
+
+@pytest.mark.parametrize("folder", ["training", "overlays/local", "overlays/lab", "overlays/cloud"])
+def test_the_smoke_test_runs_what_the_manifests_run(folder: str) -> None:
+    project, runner = SMOKE.partition('if [ "$kind" = project ]')[2].split("\nelse\n")
+    for pod in render(ROOT / "k8s" / folder).pods:
+        for container in pod.containers:
+            if container["image"].startswith("coralline-") and container["command"][0] != "sleep":
+                verbs = list(takewhile(lambda word: word[0] != "-", container["command"]))
+                run = project if container["image"].startswith("coralline-python") else runner
+                assert " ".join(verbs) in run
 
 
 def test_images_have_the_version_of_the_project() -> None:

@@ -1,45 +1,48 @@
 from __future__ import annotations
 
-import shutil
-import subprocess
-from functools import cache
+import os
+import re
 from pathlib import Path
 
+import cluster_rules  # noqa: F401  # these two add their rules
 import pytest
+import training_rules  # noqa: F401
 import yaml
 from manifest_rules import ROOT, RULES, Manifests, documented_secrets, may_speak
+from rendered import render
 
 from hardware_lab.inventory import load_inventory
 from pipelines import cluster
 
 K8S = ROOT / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+APPLIED = ["training", *(f"overlays/{name}" for name in OVERLAYS)]
 INVALID = sorted((Path(__file__).parent / "invalid").glob("*.yaml"))
 
 
-def _kustomize() -> list[str]:
-    if kubectl := shutil.which("kubectl"):
-        return [kubectl, "kustomize"]
-    if kustomize := shutil.which("kustomize"):
-        return [kustomize, "build"]
-    # In CI too: Debian 12 has kubectl 1.20 alone, whose kustomize is too old for the overlays.
-    pytest.skip("neither kubectl nor kustomize is installed")
-
-
-@cache
-def _rendered(overlay: str) -> Manifests:
-    command = [*_kustomize(), str(K8S / "overlays" / overlay)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "deprecated" not in done.stderr
-    secrets = documented_secrets((K8S / "README.md").read_text())
-    return Manifests(list(yaml.safe_load_all(done.stdout)), secrets)
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("folder", APPLIED)
 @pytest.mark.parametrize("rule", RULES)
-def test_overlays_meet_the_rules(overlay: str, rule: str) -> None:
-    assert list(RULES[rule](_rendered(overlay))) == []
+def test_what_is_applied_meets_the_rules(folder: str, rule: str) -> None:
+    assert list(RULES[rule](render(K8S / folder))) == []
+
+
+@pytest.mark.parametrize("folder", APPLIED)
+def test_images_can_be_taken_from_a_registry(folder: str, tmp_path: Path) -> None:
+    text = (K8S / "README.md").read_text()
+    images = [
+        {"name": name, "newName": f"registry.example.org/lab/{name}"}
+        for name in re.findall(r"^  ([\w-]+)=registry\.example\.org/", text, re.MULTILINE)
+    ]
+    base = os.path.relpath(K8S / folder, tmp_path)
+    kustomization = {"resources": [base], "images": images}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    found = {
+        container["image"].partition(":")[0]
+        for pod in render(tmp_path).pods
+        for container in pod.containers
+    }
+    ours = {name for name in found if "coralline-" in name}
+    assert ours and all(name.startswith("registry.example.org/lab/") for name in ours)
 
 
 @pytest.mark.parametrize("file", INVALID, ids=lambda file: file.stem)
@@ -59,7 +62,7 @@ def test_every_rule_has_a_manifest_that_breaks_it() -> None:
 
 @pytest.mark.parametrize("overlay", ["local", "lab"])
 def test_only_those_speak_who_must(overlay: str) -> None:
-    manifests = _rendered(overlay)
+    manifests = render(K8S / "overlays" / overlay)
     ports = {"postgres": "postgres"}
     name = "app.kubernetes.io/name"
     speak = {
@@ -80,7 +83,8 @@ def test_only_those_speak_who_must(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_mlflow_answers_to_the_names_of_its_service(overlay: str) -> None:
-    (pod,) = [pod for pod in _rendered(overlay).pods if pod.name == "Deployment coralline-mlflow"]
+    pods = render(K8S / "overlays" / overlay).pods
+    (pod,) = [pod for pod in pods if pod.name == "Deployment coralline-mlflow"]
     environment = {v["name"]: v.get("value", "") for v in pod.containers[0]["env"]}
     allowed = environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     name = "coralline-mlflow"

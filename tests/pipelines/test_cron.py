@@ -24,6 +24,7 @@ NOW = datetime(2026, 11, 21, 4, 30, 15)  # a Saturday
         # Both kinds of day: either will do.
         ("0 0 0 30 * MON", datetime(2026, 11, 23)),
         ("0 0 0 22 * MON", datetime(2026, 11, 22)),
+        ("0 0 0 22,* * MON", datetime(2026, 11, 23)),
         ("0 30 4 21 11 *", datetime(2027, 11, 21, 4, 30)),
     ],
 )

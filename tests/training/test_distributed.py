@@ -51,6 +51,7 @@ def workers(folder: Path, epochs: int) -> list[subprocess.Popen[str]]:
         config = {
             "cluster": {"worker": addresses},
             "task": {"type": "worker", "index": index},
+            "environment": "cloud",  # of no use any more, but the operator writes it
         }
         command = "train run --graphs graphs.jsonl --labels labels --time-limit 600 --json".split()
         started.append(

@@ -457,8 +457,10 @@ def _progress(quiet: bool) -> Iterator[Callable[[Job, int, int], None]]:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         bars: dict[str, Any] = {}
+        waiting = bar.add_task("waiting for a board", total=None)
 
         def advance(job: Job, done: int, total: int) -> None:
+            bar.update(waiting, visible=False)
             if job.id not in bars:
                 bars[job.id] = bar.add_task(f"{Path(job.path).name} on {job.board}", total=total)
             bar.update(bars[job.id], completed=done)

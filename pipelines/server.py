@@ -234,7 +234,7 @@ class Server:
         found = self._get_run(run_id)
         run = self._run(found)
         if run["state"] == "FAILED" and run["error"] is None:
-            run["error"] = self._why(run_id, run, _nodes(found))
+            run["error"] = self._why(run_id, _nodes(found))
         return run
 
     def runs(self, *, experiment: str, count: int) -> list[dict[str, Any]]:
@@ -302,17 +302,15 @@ class Server:
             if step in ("", name):
                 yield name, pod, log
 
-    def _why(self, run_id: str, run: dict[str, Any], there: list[Any]) -> str:
+    def _why(self, run_id: str, there: list[Any]) -> str:
         """What the failed steps' logs say."""
         broken = [node for node in there if node.state == "FAILED"]
         logs = (self._log(run_id, pod) for _, pod in nodes.pods(broken))
         said = nodes.failure(log for log in logs if log is not None)
         if said is not None:
             return said
-        names = ", ".join(step["step"] for step in run["steps"] if step["state"] == "FAILED")
-        silent = f"{names} left no message: out of memory or time, or its pod is gone"
         return (
-            f"{silent if names else 'no step began'}; "
+            f"{nodes.failed(there) or 'no step began'}; "
             f"look at `kubectl describe pod -l pipeline/runid={run_id}`"
         )
 

@@ -309,8 +309,11 @@ def test_a_failed_run_whose_pods_say_nothing_names_the_step(stub: Stub) -> None:
     assert error.startswith("dispatch left no message: out of memory or time")
     assert f"kubectl describe pod -l pipeline/runid={run_id}" in error
     assert list(server.logs(run_id)) == []
-    stub.kept["runs"][0]["run_details"]["task_details"] = []
-    assert server.run(run_id)["error"].startswith("no step began")
+    details = stub.kept["runs"][0]["run_details"]
+    details["task_details"] = [_node(WORKFLOW, "FAILED", 1, 1), _node("plan-driver", "FAILED", 1)]
+    assert server.run(run_id)["error"].startswith("plan could not be started; look at")
+    details["task_details"] = []
+    assert server.run(run_id)["error"].startswith("no step began; look at")
 
 
 def test_what_a_newer_server_says_of_a_step_is_believed(stub: Stub) -> None:

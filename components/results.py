@@ -64,7 +64,7 @@ def write_report(
     from pathlib import Path
 
     from components.reporting import Findings, write_report
-    from components.steps import step
+    from components.steps import step, whole_numbers
 
     with step("write-report", cost):
         found = Findings(
@@ -77,7 +77,7 @@ def write_report(
         )
         write_report(
             found,
-            dict(parameters),
+            whole_numbers(parameters),
             execution,
             Path(report.path),
             Path(figures.path),
@@ -104,7 +104,7 @@ def record(
     from pathlib import Path
 
     from components.reporting import Findings, record
-    from components.steps import step
+    from components.steps import step, whole_numbers
 
     with step("record", cost):
         found = Findings(
@@ -119,7 +119,7 @@ def record(
             found,
             Path(report.path),
             Path(figures.path),
-            dict(parameters),
+            whole_numbers(parameters),
             execution,
             code_version,
         )
@@ -138,11 +138,15 @@ def write_night(
     from pathlib import Path
 
     from components.nightly import write_night
-    from components.steps import step
+    from components.steps import step, whole_numbers
 
     with step("write-night", cost):
         write_night(
-            Path(trends.path), dict(parameters), code_version, Path(report.path), Path(table.path)
+            Path(trends.path),
+            whole_numbers(parameters),
+            code_version,
+            Path(report.path),
+            Path(table.path),
         )
 
 
@@ -160,7 +164,7 @@ def record_night(
     from pathlib import Path
 
     from components.nightly import record_night
-    from components.steps import step
+    from components.steps import step, whole_numbers
 
     with step("record-night", cost):
         return record_night(
@@ -168,7 +172,7 @@ def record_night(
             Path(measurements.path),
             Path(report.path),
             Path(costs.path),
-            dict(parameters),
+            whole_numbers(parameters),
             code_version,
         )
 

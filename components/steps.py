@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -102,6 +103,12 @@ def current_step() -> str:
 def execution() -> str:
     """Id of the execution that this process is part of; empty outside of one."""
     return os.environ.get(EXECUTION, "")
+
+
+def whole_numbers(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The same, where KFP has written 24 as 24.0, as it does in a dictionary."""
+    whole = re.compile(r"^(-?[0-9]+)\.0$")
+    return {name: whole.sub(r"\1", str(value)) for name, value in parameters.items()}
 
 
 def write_costs(files: Iterable[Path], out: Path) -> None:

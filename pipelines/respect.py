@@ -77,9 +77,14 @@ def respect(
     """
     # Names this execution in the lab and in MLflow.
     execution = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    # Not the lists: what is recorded of each model says them.
     parameters = {
         "graph_family": graph_family,
+        "graph_count": graph_count,
+        "graph_nodes": graph_nodes,
+        "label_stages": label_stages,
         "device": device,
+        "plan_time_limit_s": plan_time_limit_s,
         "seed": seed,
         "repetitions": repetitions,
         "code_version": code_version,

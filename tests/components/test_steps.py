@@ -94,3 +94,15 @@ def test_costs_are_summed_by_step_and_know_what_was_reused(
     assert found[0].seconds == pytest.approx(sum(one["seconds"] for one in written[:2]))
     with pytest.raises(UserError, match="schema"):
         steps.read_costs(files[0])
+
+
+def test_whole_numbers_are_written_as_such() -> None:
+    given = {
+        "count": "24.0",
+        "share": "0.05",
+        "seconds": "10.05",
+        "low": "-1.0",
+        "version": "1.0.1",
+    }
+    wanted = {**given, "count": "24", "low": "-1"}
+    assert steps.whole_numbers(given) == wanted

@@ -19,10 +19,11 @@ import numpy as np
 
 from benchmarks.frame import BenchResult, Cell
 from benchmarks.postgresql_server import PostgresqlServer, binaries
+from coralline.runtime.child import Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Task
 from hardware_lab.inventory import Demand, Inventory
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.store import Store
 
 LIMIT_S = 1800.0
@@ -64,7 +65,7 @@ class InstantBoard:
     def resource(self) -> str:
         return f"simulated-{self.name}"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "simulated"
 
     def measure(self, task: Task, on_progress: object = None) -> Measurement:
@@ -131,7 +132,7 @@ def _load(where: str, folder: str, n_boards: int, n_runners: int, n_jobs: int) -
             board = f"b{rng.integers(n_boards)}" if i % 2 else None
             needs = {} if board else {"edgetpu": int(rng.integers(1, 5))}
             begun = time.perf_counter()
-            store.submit(model, Demand(board, needs), repetitions=1, warmup=0)
+            store.submit(model, Demand(board, needs), JobOptions(repetitions=1, warmup=0))
             submit_ms.append(1000 * (time.perf_counter() - begun))
             if i == n_jobs // 10:
                 early_mib = largest_mib()

@@ -42,6 +42,7 @@ def dispatch(
         DeviceError: A job failed; what the others measured is kept in the lab.
     """
     from hardware_lab.inventory import Demand, check_demand, load_inventory
+    from hardware_lab.jobs import JobOptions
     from hardware_lab.lab import open_lab
     from hardware_lab.waiting import boards_of_others
 
@@ -60,10 +61,12 @@ def dispatch(
         store.submit(
             split,
             Demand(board),
-            repetitions=repetitions,
-            warmup=max(2, repetitions // 10),
-            deadline_s=DEADLINE_S,
-            group=group,
+            JobOptions(
+                repetitions=repetitions,
+                warmup=max(2, repetitions // 10),
+                deadline_s=DEADLINE_S,
+                group=group,
+            ),
         ).id: f"{split.name}-{board}"
         for board in boards
         for split in splits

@@ -55,6 +55,7 @@ def measure_night(
     from hardware_lab import nights
     from hardware_lab.commits import current_commit
     from hardware_lab.inventory import Demand, load_inventory
+    from hardware_lab.jobs import JobOptions
     from hardware_lab.lab import open_lab
     from hardware_lab.trends import Series
 
@@ -85,11 +86,13 @@ def measure_night(
             series: store.submit(
                 wanted[series],
                 Demand(series.board),
-                repetitions=repetitions,
-                warmup=max(2, repetitions // 10),
-                deadline_s=DEADLINE_S,
-                group=group,
-                labels=nights.labels(name, tonight, series, code),
+                JobOptions(
+                    repetitions=repetitions,
+                    warmup=max(2, repetitions // 10),
+                    deadline_s=DEADLINE_S,
+                    group=group,
+                    labels=nights.labels(name, tonight, series, code),
+                ),
             ).id
             for series in again
         }

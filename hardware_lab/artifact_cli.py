@@ -78,13 +78,11 @@ def prune(
 
     The measurements themselves, with all samples, stay in the lab's database.
     """
-    from hardware_lab.pruning import prune as pruned
-    from hardware_lab.store import Store, default_lab
+    from hardware_lab.lab import open_lab
 
     age_s = options.seconds_of(older_than, "age")
     assert age_s is not None
-    store = Store(where or default_lab(), artifacts)
-    found = pruned(store, age_s, dry_run=dry_run)
+    found = open_lab(where, artifacts).prune(age_s, dry_run=dry_run)
     if json:
         output.print_json({**found.to_json(), "dry_run": dry_run})
         return

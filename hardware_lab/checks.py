@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from coralline.errors import CorallineError, DeviceError
-from coralline.runtime.child import Stop
+from coralline.runtime.child import Stop, never
 from hardware_lab.boards import Board, Recoverable
 from hardware_lab.health import is_usable, most_fail
 from hardware_lab.lab import Lab
@@ -55,13 +55,13 @@ def check(
         UnfitError: It cannot work.
     """
     try:
-        says = board.check()
+        says = board.check(stop or never)
     except CorallineError as error:
         why, found = _line(error), None
-        if stop is not None and getattr(error, "retryable", False):
+        if stop is not None and getattr(error, "retryable", False) and not stop():
             found = _Recovery(store, board, power, stop).climb(why)
-            if stop():
-                raise UnfitError(f"{board.name}: its runner had to leave it") from None
+        if stop is not None and stop():
+            raise UnfitError(f"{board.name}: its runner had to leave it") from None
         if found is None:
             store.health.failed(board.name, why)
             raise UnfitError(f"{board.name}: its check failed: {error}") from None
@@ -150,7 +150,7 @@ class _Recovery:
         while True:
             try:
                 if is_back():
-                    return self.board.check()
+                    return self.board.check(self.stop)
                 error = DeviceError("it has not restarted")
             except DeviceError as failure:
                 error = failure

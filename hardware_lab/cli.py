@@ -232,6 +232,7 @@ def submit(
     """Queue a measurement; `coralline lab run` makes it."""
     from coralline.errors import UserError
     from hardware_lab.inventory import Demand, parse_needs
+    from hardware_lab.jobs import JobOptions
     from hardware_lab.lab import open_lab
 
     if board is None and not need:
@@ -242,14 +243,16 @@ def submit(
     job = store.submit(
         path,
         demand,
-        **_samples(repetitions, seconds, percentile),
-        warmup=warmup,
+        JobOptions(
+            **_samples(repetitions, seconds, percentile),
+            warmup=warmup,
+            allow_fallback=allow_fallback,
+            priority=priority,
+            deadline_s=seconds_of(deadline, "deadline"),
+            group=group,
+            labels=_labels(label),
+        ),
         against=against,
-        allow_fallback=allow_fallback,
-        priority=priority,
-        deadline_s=seconds_of(deadline, "deadline"),
-        group=group,
-        labels=_labels(label),
     )
     if json:
         output.print_json(job.to_json())
@@ -381,6 +384,7 @@ def bench(
     from uuid import uuid4
 
     from hardware_lab.inventory import Demand, load_inventory
+    from hardware_lab.jobs import JobOptions
     from hardware_lab.lab import open_lab
     from hardware_lab.waiting import why_waiting
 
@@ -390,11 +394,13 @@ def bench(
     job = store.submit(
         path,
         demand,
-        **_samples(repetitions, seconds, percentile),
-        warmup=warmup,
+        JobOptions(
+            **_samples(repetitions, seconds, percentile),
+            warmup=warmup,
+            allow_fallback=allow_fallback,
+            group=group,
+        ),
         against=against,
-        allow_fallback=allow_fallback,
-        group=group,
     )
     try:
         if store.served:
@@ -451,8 +457,10 @@ def _progress(quiet: bool) -> Iterator[Callable[[Job, int, int], None]]:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         bars: dict[str, Any] = {}
+        waiting = bar.add_task("waiting for a board", total=None)
 
         def advance(job: Job, done: int, total: int) -> None:
+            bar.update(waiting, visible=False)
             if job.id not in bars:
                 bars[job.id] = bar.add_task(f"{Path(job.path).name} on {job.board}", total=total)
             bar.update(bars[job.id], completed=done)

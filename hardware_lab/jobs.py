@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from coralline.errors import DeviceError, UserError
@@ -18,6 +19,57 @@ MOST_SAMPLES = 1_000_000
 """Of one job: all samples are held in memory and kept."""
 MOST_PRIORITY = 10
 MOST_DEADLINE_S = 3e7
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """How a job is to be done. What bounds a number, and what it means, is in its metadata, under
+    pydantic's names: the service's requests have the same fields.
+
+    Raises:
+        UserError: A number is out of its bounds.
+    """
+
+    repetitions: int = field(
+        metadata={"ge": 1, "le": MOST_SAMPLES, "description": "Samples of each mode."}
+    )
+    warmup: int = field(
+        metadata={
+            "ge": 0,
+            "le": MOST_SAMPLES,
+            "description": "Inferences before the first sample of each mode.",
+        }
+    )
+    seconds: float | None = field(
+        default=None,
+        metadata={"gt": 0, "description": "After so long a mode gives no more samples."},
+    )
+    allow_fallback: bool = field(
+        default=False, metadata={"description": "Accept another processor than asked for."}
+    )
+    priority: int = field(default=0, metadata={"ge": -MOST_PRIORITY, "le": MOST_PRIORITY})
+    deadline_s: float | None = field(
+        default=None,
+        metadata={
+            "gt": 0,
+            "le": MOST_DEADLINE_S,
+            "description": "From now; a job that has not begun by then is given up.",
+        },
+    )
+    group: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    max_attempts: int = field(default=MAX_ATTEMPTS, metadata={"ge": 1, "le": MOST_SAMPLES})
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, bounds = getattr(self, option.name), option.metadata
+            for word, is_within, bound in (
+                ("at least", operator.ge, bounds.get("ge")),
+                ("above", operator.gt, bounds.get("gt")),
+                ("at most", operator.le, bounds.get("le")),
+            ):
+                if value is not None and bound is not None and not is_within(value, bound):
+                    raise UserError(f"{option.name} is {value}; it must be {word} {bound}")
 
 
 @dataclass(frozen=True)
@@ -147,36 +199,3 @@ class View:
     health: Mapping[str, Health]
     leases: list[Lease]
     queue: list[tuple[Demand, float]]
-
-
-def check_numbers(
-    *,
-    repetitions: int,
-    warmup: int,
-    max_attempts: int,
-    priority: int,
-    seconds: float | None,
-    deadline_s: float | None,
-) -> None:
-    """See that the numbers of a submission make sense; see `Store.submit`.
-
-    Raises:
-        UserError: One is out of range.
-    """
-    for name, value, least, most in (
-        ("repetitions", repetitions, 1, MOST_SAMPLES),
-        ("warmup", warmup, 0, MOST_SAMPLES),
-        ("max_attempts", max_attempts, 1, MOST_SAMPLES),
-        ("priority", priority, -MOST_PRIORITY, MOST_PRIORITY),
-    ):
-        if value < least:
-            raise UserError(f"{name} is {value}; it must be at least {least}")
-        if value > most:
-            raise UserError(f"{name} is {value}; it must be at most {most}")
-    if seconds is not None and not seconds > 0:
-        raise UserError(f"the time of a mode is {seconds:g} s; it must be above 0")
-    if deadline_s is not None and not 0 < deadline_s <= MOST_DEADLINE_S:
-        raise UserError(
-            f"the deadline is in {deadline_s:g} s; it must be above 0 and at most "
-            f"{MOST_DEADLINE_S:g} s"
-        )

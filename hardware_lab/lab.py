@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from hardware_lab.database import State
     from hardware_lab.health import Health
     from hardware_lab.inventory import Demand
-    from hardware_lab.jobs import Job, Lease, View
+    from hardware_lab.jobs import Job, JobOptions, Lease, View
     from hardware_lab.locks import Lock
+    from hardware_lab.pruning import Pruned
 
 
 class LabHealth(Protocol):
@@ -64,17 +65,9 @@ class Lab(Protocol):
         self,
         model: Path | Model,
         demand: Demand,
+        options: JobOptions,
         *,
-        repetitions: int,
-        warmup: int,
-        seconds: float | None = None,
         against: Path | Model | None = None,
-        allow_fallback: bool = False,
-        priority: int = 0,
-        deadline_s: float | None = None,
-        group: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        max_attempts: int = ...,
     ) -> Job: ...
     def jobs(
         self,
@@ -96,6 +89,7 @@ class Lab(Protocol):
     def cancel(
         self, ids: Collection[str] = (), group: str | None = None, reason: str = "cancelled"
     ) -> list[Job]: ...
+    def prune(self, older_than_s: float, *, dry_run: bool = False) -> Pruned: ...
     def lock(self, resource: str, *, wait: bool = False) -> AbstractContextManager[Lock | None]: ...
     def look(self, group: str | None = None) -> View: ...
     def queue(self, group: str | None = None) -> list[tuple[Demand, float]]: ...

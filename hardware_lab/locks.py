@@ -5,12 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 
-from coralline.errors import UserError
+from coralline.errors import DeviceError, UserError
 from coralline.files import make_folder
+
+WAIT_S = 30.0
+"""How long a lock is waited for, of those that nobody holds for a second unless it is stopped."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Locks:
 
         Yields:
             None when another holds it and `wait` is false.
+
+        Raises:
+            DeviceError: Another has held it for WAIT_S; names who. It is retryable.
         """
         path = self._folder / f"{resource}.lock"
         try:
@@ -45,16 +52,50 @@ class Locks:
         except OSError as error:
             raise UserError(f"{path}: cannot be opened ({error.strerror})") from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(descriptor)
-            yield None
-            return
-        try:
             file = os.fstat(descriptor)
-            yield Lock(descriptor, f"{_this_start()}:{file.st_dev}:{file.st_ino}")
+            if _flock(descriptor, wait=wait):
+                yield Lock(descriptor, f"{_this_start()}:{file.st_dev}:{file.st_ino}")
+            elif wait:
+                raise DeviceError(
+                    f"{path}: {_holder(file.st_ino)} has held it for {WAIT_S:g} s; end it, or let "
+                    "it go on (kill -CONT) when it is stopped",
+                    retryable=True,
+                )
+            else:
+                yield None
         finally:
             os.close(descriptor)
+
+
+def _flock(descriptor: int, *, wait: bool) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    if not wait:
+        return False
+    # The kernel lets those in by turns who wait in it; who came again and again might never be.
+    # It knows no limit: a thread waits, and what it gets too late it lets go by closing.
+    mine, locked = os.dup(descriptor), Event()
+
+    def lock() -> None:
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        os.close(mine)
+        locked.set()
+
+    Thread(target=lock, daemon=True).start()
+    return locked.wait(WAIT_S)
+
+
+def _holder(inode: int) -> str:
+    """Who has a lock, as the kernel tells."""
+    for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+        words = line.split()
+        if words[1] == "FLOCK" and words[5].split(":")[2] == str(inode):
+            with suppress(OSError):
+                told = Path(f"/proc/{words[4]}/status").read_text(encoding="utf-8")
+                state = next(line for line in told.splitlines() if line.startswith("State:"))
+                return f"process {words[4]}, {state.split(maxsplit=1)[1]},"
+    return "a process that cannot be seen from here"
 
 
 def _this_start() -> str:

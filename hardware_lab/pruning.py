@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coralline.errors import UserError
 from hardware_lab.artifacts import Stored
-from hardware_lab.store import Store
+
+if TYPE_CHECKING:
+    from hardware_lab.store import Store
 
 LEAST_S = 2 * 24 * 3600.0
 """A store may take a day to note that what it has was put again."""
@@ -34,16 +37,14 @@ class Pruned:
         """The fields and `size_bytes`."""
         return {**asdict(self), "size_bytes": self.size_bytes}
 
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Pruned:
+        """Read what `to_json` wrote."""
+        return Pruned(tuple(Stored(**one) for one in data["artifacts"]), data["unfinished"])
+
 
 def prune(store: Store, older_than_s: float, *, dry_run: bool = False) -> Pruned:
-    """Delete artifacts that are older, and that no job needs which waits, runs or ended since.
-
-    The measurements stay in the database, with all their samples.
-
-    Raises:
-        UserError: So young a file may be one that a job is about to need.
-        DeviceError: The database or the artifact store does not answer.
-    """
+    """As `Store.prune`."""
     if older_than_s < LEAST_S:
         raise UserError(f"only what is older than {LEAST_S / 86400:g} days can be pruned")
     since = store.now() - older_than_s

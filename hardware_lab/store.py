@@ -50,8 +50,9 @@ from hardware_lab.database import measurements as _measurements
 from hardware_lab.glance import Glance
 from hardware_lab.health import HealthRecords
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import MAX_ATTEMPTS, Job, Lease, View, check_numbers
+from hardware_lab.jobs import Job, JobOptions, Lease, View
 from hardware_lab.locks import Lock
+from hardware_lab.pruning import Pruned, prune
 from hardware_lab.tokens import Tokens
 
 AGEING_S = 3600.0
@@ -105,17 +106,9 @@ class Store:
         self,
         model: Path | Model,
         demand: Demand,
+        options: JobOptions,
         *,
-        repetitions: int,
-        warmup: int,
-        seconds: float | None = None,
         against: Path | Model | None = None,
-        allow_fallback: bool = False,
-        priority: int = 0,
-        deadline_s: float | None = None,
-        group: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        max_attempts: int = MAX_ATTEMPTS,
         job_id: str | None = None,
     ) -> Job:
         """Put a job into the queue.
@@ -124,49 +117,39 @@ class Store:
             model: A folder that `coralline split` wrote, or a .tflite, as it is now; or what is an
                 artifact of the lab already.
             demand: Which boards may make it.
-            seconds: After so long a mode gives no more samples.
             against: Compare the first model with this one.
-            allow_fallback: Accept what another processor ran than the one asked for.
-            deadline_s: From now; a job that has not begun by then is given up.
             job_id: Of a submission that may be made again: there will be one job with this id.
 
         Raises:
-            UserError: The path holds nothing to measure, or a number is out of range.
+            UserError: The path holds nothing to measure.
             DeviceError: The database or the artifact store does not answer.
         """
-        check_numbers(
-            repetitions=repetitions,
-            warmup=warmup,
-            max_attempts=max_attempts,
-            priority=priority,
-            seconds=seconds,
-            deadline_s=deadline_s,
-        )
         wanted = demand.to_text()
         first = self._artifact(model)
         second = None if against is None else self._artifact(against)
         with self._database.write() as connection:
             self._know(connection, wanted)
             now = self._database.now()
+            deadline = None if options.deadline_s is None else now + options.deadline_s
             made = connection.execute(
                 self._database.insert(_jobs)
                 .values(
                     id=job_id or uuid4().hex[:16],
                     demand=wanted,
-                    priority=priority,
-                    due=now - priority * AGEING_S,
-                    deadline=None if deadline_s is None else now + deadline_s,
-                    batch=group,
-                    labels=dict(labels or {}),
+                    priority=options.priority,
+                    due=now - options.priority * AGEING_S,
+                    deadline=deadline,
+                    batch=options.group,
+                    labels=dict(options.labels),
                     path=first.name,
                     artifact=first.ref,
-                    repetitions=repetitions,
-                    warmup=warmup,
-                    seconds=seconds,
+                    repetitions=options.repetitions,
+                    warmup=options.warmup,
+                    seconds=options.seconds,
                     against=None if second is None else second.name,
                     against_artifact=None if second is None else second.ref,
-                    allow_fallback=allow_fallback,
-                    max_attempts=max_attempts,
+                    allow_fallback=options.allow_fallback,
+                    max_attempts=options.max_attempts,
                     state="queued",
                     attempt=0,
                     beat=0,
@@ -340,6 +323,17 @@ class Store:
             ).all()
             files = connection.execute(select(_files.c.ref).join(_jobs).where(recent)).all()
         return {ref for row in (*models, *files) for ref in row if ref is not None}
+
+    def prune(self, older_than_s: float, *, dry_run: bool = False) -> Pruned:
+        """Delete artifacts that are older, and that no job needs which waits, runs or ended since.
+
+        The measurements stay in the database, with all their samples.
+
+        Raises:
+            UserError: So young a file may be one that a job is about to need.
+            DeviceError: The database or the artifact store does not answer.
+        """
+        return prune(self, older_than_s, dry_run=dry_run)
 
     def lock(self, resource: str, *, wait: bool = False) -> AbstractContextManager[Lock | None]:
         """Hold a resource of this machine; None when another does and `wait` is false."""

@@ -53,6 +53,18 @@ def pods(nodes: Iterable[Any]) -> Iterator[tuple[str, str]]:
                 yield "", _pod(child, _TEMPLATES[1])
 
 
+def failed(nodes: Iterable[Any]) -> str:
+    """The steps that failed, or that could not be started, as a sentence; empty without one."""
+    broken = [node for node in nodes if node.state == "FAILED"]
+    if names := [node.display_name for node in steps(broken)]:
+        return f"{', '.join(names)} left no message: out of memory or time, or its pod is gone"
+    for node in _in_time(broken):
+        name, driver, _ = str(node.display_name).rpartition("-driver")
+        if driver and not _MACHINERY.fullmatch(name):
+            return f"{name} could not be started"
+    return ""
+
+
 def failure(logs: Iterable[str]) -> str | None:
     """The message of the step that failed first, as it said it the last time it was tried."""
     said = [found for log in logs for line in log.splitlines() for found in said_in(line)]

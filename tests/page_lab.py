@@ -19,7 +19,7 @@ from hardware_lab.announcements import BoardFacts
 from hardware_lab.artifacts import File, Files
 from hardware_lab.compare import Comparison
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.store import Store
 from hardware_lab.trends import Series
 
@@ -99,8 +99,9 @@ class PageLab:
             *jobs,
         ]
 
-    def submit(self, name: str, board: str, **options: Any) -> Job:
-        job = self.store.submit(MODEL, Demand(board), repetitions=1024, warmup=10, **options)
+    def submit(self, name: str, board: str, against: Path | None = None, **options: Any) -> Job:
+        wanted = JobOptions(repetitions=1024, warmup=10, **options)
+        job = self.store.submit(MODEL, Demand(board), wanted, against=against)
         self.ids[name] = job.id
         return job
 
@@ -182,7 +183,9 @@ def spend_nights(lab: PageLab, first: int = 0, end: int = NIGHTS) -> None:
     begun = datetime.now(UTC) - timedelta(days=NIGHTS)
     for i in range(first, end):
         labels = nights.labels("nightly", f"night {i}", series, commit_of(i))
-        job = lab.store.submit(MODEL, Demand("pi-nights"), repetitions=1, warmup=0, labels=labels)
+        job = lab.store.submit(
+            MODEL, Demand("pi-nights"), JobOptions(repetitions=1, warmup=0, labels=labels)
+        )
         factor = 1.3 if i >= NIGHTS - SLOWER else 1.0
         started = (begun + timedelta(days=i)).isoformat()
         lab.finish(job, sampled(256, factor=factor, started_at=started))

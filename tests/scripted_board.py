@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coralline.errors import DeviceError
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Task, here
 from hardware_lab.cooldown import Cooldown
@@ -62,7 +62,7 @@ class ScriptedBoard:
     def resource(self) -> str:
         return here("cpu") if self.on_this_cpu else f"scripted-{self.name}"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "scripted"
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
@@ -94,7 +94,7 @@ class ScriptedBoard:
 class LitBoard(ScriptedBoard):
     """Works while the light in its folder is on."""
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         if (self.folder / "light").read_text().strip() != "on":
             raise DeviceError("no answer", retryable=True)
         return "it is on"

@@ -87,17 +87,14 @@ def check(
             predictions = check_device(
                 model, lambda f: status.update(f"{f.model} at {f.input_size} px on {f.device}")
             )
-            results.append(summarise(model.name, predictions))
+            results.append(summarise(model, predictions))
     if write:
         path = store([result for result in results if result.predictions])
     notes, left_out = remarks()
     if json:
         output.print_json(
             {
-                "devices": [
-                    {**asdict(result), "label": result.label, "simulated": True}
-                    for result in results
-                ],
+                "devices": [{**asdict(result), "label": result.label} for result in results],
                 "notes": notes,
                 "left_out": left_out,
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from importlib.metadata import distribution
 
 import typer
@@ -41,6 +42,7 @@ def coralline(
     """Root options."""
 
 
+@cache
 def _add_verbs() -> None:
     for entry in distribution("coralline").entry_points:
         if entry.group == "coralline.verbs":

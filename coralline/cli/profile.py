@@ -54,8 +54,10 @@ def profile(
     rows = [_row(p, device) for p in found]
     if json:
         output.print_json({"models": rows, "device": device.to_json()})
-    else:
-        _print(rows)
+        return
+    _print(rows)
+    for file in filter(None, (out, device_out)):
+        print(f"written to {file}")
 
 
 def _row(p: Profile, device: DeviceModel) -> dict[str, str | int | float]:

@@ -73,6 +73,8 @@ def schedule(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Assign a model's operators to pipeline stages, with proof of how good the plan is."""
+    from rich.console import Console
+
     from coralline.devices.model import MIB, load_device, load_devices
     from coralline.files import make_folder
     from coralline.graph import read_graph
@@ -105,9 +107,10 @@ def schedule(
         time_limit_s=time_limit, seed=seed, policy=None if policy is None else str(policy)
     )
     choice = None
-    if accelerators is not None:
-        choice = choose_stages(problem, accelerators, planner, effort)
-    plan = make_plan(problem, planner, effort) if choice is None else choice.best.plan
+    with Console(stderr=True, quiet=json).status(f"planning (--time-limit {time_limit:g} s)"):
+        if accelerators is not None:
+            choice = choose_stages(problem, accelerators, planner, effort)
+        plan = make_plan(problem, planner, effort) if choice is None else choice.best.plan
     if out is not None:
         output.write_json(out, plan.to_json())
     if json:
@@ -157,7 +160,7 @@ def _host_operators(given: str | None, model: Path, graph: ComputeGraph) -> tupl
     unknown = [name for name in asked if name not in numbers]
     if unknown:
         raise UserError(
-            f"--host-operators: {model} has no operator {unknown[0]!r}; `coralline graph --json` "
-            "lists them"
+            f"--host-operators: {model} has no operator {unknown[0]!r}; `coralline graph --out` "
+            "writes a file that lists them"
         )
     return tuple(sorted({numbers[name] for name in asked}))

@@ -32,13 +32,16 @@ def split(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Cut a model into one segment a stage; compile each when edgetpu_compiler is on PATH."""
+    from rich.console import Console
+
     from coralline.staging.problem import read_plan
     from coralline.tflite.compiler import compile_segments
     from coralline.tflite.split import split_model
 
-    segments = compile_segments(
-        split_model(model, read_plan(plan), out, verify_inputs=verify_inputs, seed=seed)
-    )
+    with Console(stderr=True, quiet=json).status("splitting and comparing"):
+        segments = compile_segments(
+            split_model(model, read_plan(plan), out, verify_inputs=verify_inputs, seed=seed)
+        )
     if json:
         output.print_json({"folder": str(segments.folder), **segments.to_json()})
         return

@@ -42,6 +42,8 @@ def verify(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Check a plan without its planner: stages, every number, and what its bound rests on."""
+    from rich.console import Console
+
     from coralline.devices.model import load_device, load_devices
     from coralline.errors import UserError
     from coralline.graph import read_graph
@@ -54,7 +56,8 @@ def verify(
     host = None if host_device is None else load_device(host_device)
     try:
         given.check_graph(graph)
-        certificate = verify_plan(given, graph, devices, prove, host)
+        with Console(stderr=True, quiet=json).status("checking"):
+            certificate = verify_plan(given, graph, devices, prove, host)
     except UserError as error:
         raise UserError(f"{plan}: {error}") from None
     if json:

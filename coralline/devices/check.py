@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
-from coralline.devices.model import load_device
+from coralline.devices.model import DeviceModel, load_device
 from coralline.errors import UserError
 
 SCHEMA = "coralline.devicecheck/v1"
@@ -67,10 +67,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class PublishedError:
-    """The honest label of a simulated device: how far it is from published latencies.
+    """The honest label of a device model: how far it is from published latencies.
 
     Attributes:
         device: Name of the device model.
+        simulated: As the device model says.
         median_fitted, median_held_out: Median absolute relative error (0.1 is 10 %) over the
             latencies that constants were fitted to, and over those never looked at in fitting.
         n_fitted, n_held_out: How many latencies each median is over.
@@ -78,6 +79,7 @@ class PublishedError:
     """
 
     device: str
+    simulated: bool
     median_fitted: float | None
     median_held_out: float | None
     n_fitted: int
@@ -87,15 +89,16 @@ class PublishedError:
     @property
     def label(self) -> str:
         """One sentence for people."""
+        name = f"{self.device} (simulated)" if self.simulated else self.device
         if self.median_held_out is None:
-            return f"{self.device} (simulated): no published latency to compare with"
+            return f"{name}: no published latency to compare with"
         return (
-            f"{self.device} (simulated): median error {100 * self.median_held_out:.0f} % over "
+            f"{name}: median error {100 * self.median_held_out:.0f} % over "
             f"{self.n_held_out} published latencies that no constant was fitted to"
         )
 
 
-def summarise(device: str, predictions: Sequence[Prediction]) -> PublishedError:
+def summarise(device: DeviceModel, predictions: Sequence[Prediction]) -> PublishedError:
     """Medians over a device's predictions."""
     latencies = [p for p in predictions if p.figure.quantity == "latency_ms"]
     errors = {
@@ -103,7 +106,8 @@ def summarise(device: str, predictions: Sequence[Prediction]) -> PublishedError:
         for fitted in (True, False)
     }
     return PublishedError(
-        device=device,
+        device=device.name,
+        simulated=device.simulated,
         median_fitted=median(errors[True]) if errors[True] else None,
         median_held_out=median(errors[False]) if errors[False] else None,
         n_fitted=len(errors[True]),
@@ -118,17 +122,18 @@ def published_error(device_name: str) -> PublishedError:
     Raises:
         UserError: The device model has changed since the comparison was made.
     """
+    device = load_device(device_name)
     data = json.loads(_check_file().read_text(encoding="utf-8"))
     stored = data["devices"].get(device_name)
     if stored is None:
-        return summarise(device_name, ())
-    if stored["device_digest"] != load_device(device_name).digest:
+        return summarise(device, ())
+    if stored["device_digest"] != device.digest:
         raise UserError(
             f"device {device_name!r} has changed since it was compared with published figures; "
             "run `coralline devices check --write`"
         )
     return summarise(
-        device_name,
+        device,
         [Prediction(Figure(**p["figure"]), p["predicted"]) for p in stored["predictions"]],
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from coralline.errors import UserError
 from coralline.runtime import statistics
 from coralline.runtime.energy import EnergyRecord
 from coralline.runtime.power import Window
+from coralline.runtime.statistics import Estimate
 
 if TYPE_CHECKING:
     from coralline.runtime.pipeline import PipelineRun
@@ -253,7 +255,7 @@ class Measurement:
         # What a device model computes does not depend on the state of this machine.
         if self.board_kind == "edgetpu-sim":
             return ()
-        found = statistics.marks(self.latency_ms, self.at_s, self.environment)
+        found = statistics.marks(self._drift, self.environment)
         if self.energy is not None:
             found = (*found, *self.energy.marks)
         if self.fell_back:
@@ -274,7 +276,6 @@ class Measurement:
         """
         if not self.latency_ms:
             return {}
-        drift = statistics.drift(self.at_s, self.latency_ms) if self.at_s else None
         found: dict[str, Any] = {
             f"p{percent}": {
                 **statistics.percentile(self.latency_ms, percent).to_json(),
@@ -282,13 +283,20 @@ class Measurement:
             }
             for percent in (50, 90, 99)
         }
-        return {**found, "drift": drift and drift.to_json()}
+        return {**found, "drift": self._drift and self._drift.to_json()}
+
+    @cached_property
+    def _drift(self) -> Estimate | None:
+        return statistics.drift(self.at_s, self.latency_ms)
 
     def to_json(self) -> dict[str, Any]:
         """A `coralline.measurement/v1` object; what follows from it is added for readers."""
+        # `asdict` would copy every sample.
+        values = {name: getattr(self, name) for name in Measurement.__dataclass_fields__}
         return {
             "schema": SCHEMA,
-            **asdict(self),
+            **values,
+            "windows": [asdict(window) for window in self.windows],
             "energy": None if self.energy is None else self.energy.to_json(),
             "energy_source": self.energy_source,
             "summary": self.summary(),

@@ -169,13 +169,11 @@ def ratio_of_blocks(
     return Estimate(float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half)))
 
 
-def marks(
-    samples_ms: ArrayLike, at_s: ArrayLike, environment: Mapping[str, Any]
-) -> tuple[str, ...]:
+def marks(moved: Estimate | None, environment: Mapping[str, Any]) -> tuple[str, ...]:
     """What speaks against a measurement, one line each.
 
     Args:
-        samples_ms, at_s: As in `drift`; either may be empty.
+        moved: What `drift` says of its samples.
         environment: Of the measurement: `cores_busy_with_others`, `throttle_events`,
             `lost_samples`, `meter_failure`, `cooldown`, `cpu_clock` and `usb` are read where they
             are there.
@@ -201,7 +199,6 @@ def marks(
             f"{cooldown['waited_s']:.0f} s of cooling down; {cooldown['limit_celsius']:.0f} °C and "
             "at rest were wanted"
         )
-    moved = drift(at_s, samples_ms)
     if moved is not None and moved.value > 1 + DRIFT and moved.low > 1:
         found.append(f"slower: its end took {moved.value:.2f} times as long as its beginning")
     if environment.get("lost_samples"):

@@ -123,6 +123,13 @@ class Artifacts(Protocol):
             The artifact. It counts as put now even when it was there before.
         """
 
+    def renew(self, ref: str, size_bytes: int) -> bool:
+        """Count an artifact as put now, if that can be done without its bytes.
+
+        Returns:
+            Whether it is there, of this size, and counts as put now; else it must be put.
+        """
+
     def open(self, ref: str, start: int = 0) -> AbstractContextManager[BinaryIO]:
         """Read an artifact from the byte `start`; nothing checks what is read.
 

@@ -49,11 +49,19 @@ class Folder:
             if stream.seekable():
                 start = stream.tell()
                 ref = ref_of(stream)
-                if self._renew(ref, stream.tell() - start):
+                if self.renew(ref, stream.tell() - start):
                     return ref
                 stream.seek(start)
             with self._speaking():
                 return self._write(stream)
+
+    def renew(self, ref: str, size_bytes: int) -> bool:
+        """As `Artifacts.renew`."""
+        now = time.time()
+        with suppress(FileNotFoundError), self._speaking():
+            os.utime(self._path(ref), (now, now))
+            return self._path(ref).stat().st_size == size_bytes
+        return False
 
     @contextmanager
     def open(self, ref: str, start: int = 0) -> Iterator[BinaryIO]:
@@ -126,13 +134,6 @@ class Folder:
         finally:
             temporary.unlink(missing_ok=True)
         return ref
-
-    def _renew(self, ref: str, size_bytes: int) -> bool:
-        now = time.time()
-        with suppress(FileNotFoundError), self._speaking():
-            os.utime(self._path(ref), (now, now))
-            return self._path(ref).stat().st_size == size_bytes
-        return False
 
     def _path(self, ref: str) -> Path:
         digest = hex_of(ref)

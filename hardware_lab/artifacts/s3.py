@@ -103,12 +103,7 @@ class S3:
             ref = ref_of(file)
             size_bytes = file.tell() - start
             for _ in range(2):
-                found = self._head(ref)
-                if (
-                    found is not None
-                    and found.size_bytes == size_bytes
-                    and time.time() - found.put_at < FRESH_S
-                ):
+                if self.renew(ref, size_bytes):
                     return ref
                 file.seek(start)
                 try:
@@ -121,6 +116,15 @@ class S3:
                 except _GoneError:
                     continue  # another process has just completed it, or given it up
         raise DeviceError(f"{self.where}: {ref}: its upload is ended by others", retryable=True)
+
+    def renew(self, ref: str, size_bytes: int) -> bool:
+        """As `Artifacts.renew`: one that was put of late counts as put now."""
+        found = self._head(ref)
+        return (
+            found is not None
+            and found.size_bytes == size_bytes
+            and time.time() - found.put_at < FRESH_S
+        )
 
     @contextmanager
     def open(self, ref: str, start: int = 0) -> Iterator[BinaryIO]:

@@ -56,11 +56,14 @@ class Board(Protocol):
         """What it works on: of the boards with one resource, one works at a time. No other thing
         in the lab has this name; `here` makes one for a part of this machine."""
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         """One line on what the board is now.
 
+        Args:
+            stop: As `Task.stop`.
+
         Raises:
-            CorallineError: It cannot work; says why.
+            CorallineError: It cannot work, or was not waited for; says why.
         """
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:

@@ -35,6 +35,7 @@ UPTIME_S = 0.01
 """The step in which it is told."""
 SYNC_BYTES = 64 * 1024
 """Most data bytes in one packet of the file service (adb/file_sync_service.h)."""
+_STOPPED = "stopped: nobody waits for it any more"
 _STDOUT, _STDERR, _EXIT = 1, 2, 3  # packets of adb's shell protocol (adb/shell_protocol.h)
 
 STATES = {
@@ -66,12 +67,13 @@ class Adb:
     Args:
         serial: As `adb devices` lists it; empty for the only device.
         where: Begins every message.
+        stop: Ends what waits for the device, with a DeviceError that is retryable.
     """
 
-    def __init__(self, serial: str, where: str) -> None:
+    def __init__(self, serial: str, where: str, stop: Stop = never) -> None:
         from adbutils import AdbClient
 
-        self._serial, self._where = serial, where
+        self._serial, self._where, self._stop = serial, where, stop
         # The limit of a call to the server itself; calls to the device have their own.
         self._client = AdbClient(socket_timeout=CONNECT_S)
 
@@ -109,26 +111,19 @@ class Adb:
                     self._not_ready(serial, state, said)
                 if state is None:  # a new server, which knows nothing of it
                     said = ""
+                if self._stop():
+                    raise DeviceError(f"{self._where}: {_STOPPED}", retryable=True)
                 time.sleep(POLL_S)
 
-    def shell(
-        self,
-        command: str,
-        *,
-        time_limit_s: float,
-        stop: Stop = never,
-    ) -> Ran:
+    def shell(self, command: str, *, time_limit_s: float) -> Ran:
         """Run a shell command on the device.
-
-        Args:
-            stop: Ends the waiting.
 
         Raises:
             DeviceError: The connection was lost, the time limit reached, or it was stopped; the
                 command may still run on the device.
         """
         output = bytearray()
-        with self._service(f"shell,v2,raw:{command}", time_limit_s, stop) as line:
+        with self._service(f"shell,v2,raw:{command}", time_limit_s) as line:
             while True:
                 kind, size = struct.unpack("<BI", line.read(5))
                 data = line.read(size)
@@ -158,9 +153,7 @@ class Adb:
             readings.append(Reading(at_s, (asked + answered) / 2 - at_s, bound_s))
         return min(readings, key=lambda reading: reading.bound_s)
 
-    def push(
-        self, path: Path, target: str, *, mode: int, time_limit_s: float, stop: Stop = never
-    ) -> None:
+    def push(self, path: Path, target: str, *, mode: int, time_limit_s: float) -> None:
         """Send a file, whole or not at all.
 
         Raises:
@@ -169,7 +162,7 @@ class Adb:
         part = f"{target}.part"
         with (
             path.open("rb") as data,
-            self._service("sync:", time_limit_s, stop) as line,
+            self._service("sync:", time_limit_s) as line,
         ):
             line.request(b"SEND", f"{part},{stat.S_IFREG | mode}".encode())
             while block := data.read(SYNC_BYTES):
@@ -262,13 +255,13 @@ class Adb:
         )
 
     @contextmanager
-    def _service(self, name: str, time_limit_s: float, stop: Stop = never) -> Iterator[_Line]:
+    def _service(self, name: str, time_limit_s: float) -> Iterator[_Line]:
         with self._called(time_limit_s):
             device = self._client.device(self._serial)
             with device.open_transport(timeout=min(CONNECT_S, time_limit_s)) as connection:
                 connection.send_command(name)
                 connection.check_okay()
-                yield _Line(connection.conn, time.monotonic() + time_limit_s, stop)
+                yield _Line(connection.conn, time.monotonic() + time_limit_s, self._stop)
 
     @contextmanager
     def _called(self, time_limit_s: float) -> Iterator[None]:
@@ -330,5 +323,5 @@ class _Line:
         if left <= 0:
             raise TimeoutError
         if self._stop():
-            raise DeviceError("stopped: nobody waits for it any more", retryable=True)
+            raise DeviceError(_STOPPED, retryable=True)
         self._connection.settimeout(min(left, STOP_S))

@@ -19,14 +19,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from coralline.errors import DeviceError, UserError
-from coralline.runtime.child import Progress, Stop
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import open_segments
 from coralline.runtime.references import write_stage_references
@@ -42,15 +41,14 @@ from hardware_lab.boards.benchmark_output import (
     parse_stamped,
 )
 from hardware_lab.boards.clock import Relation
-from hardware_lab.boards.payload import BoardError, Check, Clocks, whole
+from hardware_lab.boards.payload import BoardError, Check, Clocks
+from hardware_lab.boards.phone import Phone, left_s, title
 from hardware_lab.boards.ssh import file_digest
 from hardware_lab.meters import Meter
 from hardware_lab.meters.metering import metered
 
 RUNTIMES = ("tflite", "litert")
 PROCESSORS = ("cpu", "gpu", "nnapi", "npu")
-COMMAND_S = 30.0
-"""Longest that a short command on the phone may take."""
 PROFILED_RUNS = 50
 """Inferences of the run that is profiled; it is not timed, since profiling slows it."""
 
@@ -65,36 +63,8 @@ DELEGATES = {
 }
 """Which processor a delegate stands for, by the name that the runtime logs."""
 
-_FACTS = """
-for p in ro.product.manufacturer ro.product.model ro.soc.model ro.build.version.release \
-ro.build.fingerprint ro.boot.qemu; do echo "$p=$(getprop $p)"; done
-echo "kernel=$(uname -r)"; echo "cores=$(nproc)"
-"""
-_CONDITIONS = """
-echo "load=$(cut -d' ' -f1 /proc/loadavg)"
-for z in /sys/class/thermal/thermal_zone*; do
-  t=$(cat $z/temp 2>/dev/null) && echo "celsius ${z##*/} $(cat $z/type)=$t"; done
-dumpsys battery 2>/dev/null | sed -n 's/^ *\\(level\\|temperature\\|status\\): /battery \\1=/p'
-dumpsys thermalservice 2>/dev/null | sed -n 's/^Thermal Status: /thermal_status=/p'
-true
-"""
-_CPU = """
-for c in /sys/devices/system/cpu/cpufreq/policy*; do
-  g=$(cat $c/scaling_governor 2>/dev/null) && echo "${c##*/}=$(cat $c/related_cpus),$g,\
-$(cat $c/cpuinfo_min_freq),$(cat $c/cpuinfo_max_freq)"; done
-true
-"""
-_CLOCKS = """
-for c in /sys/devices/system/cpu/cpufreq/policy*; do
-  n=$(cat $c/scaling_cur_freq 2>/dev/null) && echo "$n=$(cat $c/scaling_max_freq)"; done
-true
-"""
-_BUSY = "head -n1 /proc/stat && sleep 1 && head -n1 /proc/stat"
 CLOCK_S = 5.0
 """How often the phone's clocks are looked at during a run: each look is a process there."""
-
-_BOOT_ID = '[ "$(getprop sys.boot_completed)" = 1 ] && cat /proc/sys/kernel/random/boot_id'
-
 
 _STAMPED = 'printf "%s %s\\n" "$up" "$line"'
 
@@ -169,19 +139,17 @@ class Android:
         """Boards with one serial are one phone."""
         return f"android-{self.serial or 'only'}"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         """Model, Android and cores of the phone, as it tells."""
         self._binary()
-        phone = Adb(self.serial, self.name)
-        serial = phone.open()
-        facts = self._facts(phone)
-        return f"{_title(facts)}, {facts['cores']} cores, {serial} ready"
+        adb = Adb(self.serial, self.name, stop)
+        serial = adb.open()
+        facts = Phone(adb, self.name, self.folder).facts()
+        return f"{title(facts)}, {facts['cores']} cores, {serial} ready"
 
     def celsius(self) -> float | None:
         """The battery, which is as warm as the phone's body."""
-        phone = Adb(self.serial, self.name)
-        phone.open()
-        told = self._conditions(phone)["battery"].get("temperature")
+        told = self._phone().conditions()["battery"].get("temperature")
         return None if told is None else float(told) / 10  # BatteryManager.EXTRA_TEMPERATURE
 
     @property
@@ -195,18 +163,11 @@ class Android:
 
     def boot_id(self) -> str:
         """What the kernel drew when it started, once Android has started too."""
-        phone = Adb(self.serial, self.name)
-        phone.open()
-        ran = phone.shell(_BOOT_ID, time_limit_s=COMMAND_S)
-        if ran.code != 0:
-            raise DeviceError(f"{self.name}: has not started yet", retryable=True)
-        return ran.output.strip()
+        return self._phone().boot_id()
 
     def restart(self) -> None:
         """As `adb reboot` does."""
-        phone = Adb(self.serial, self.name)
-        phone.open()
-        phone.restart()
+        self._phone().adb.restart()
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
         """Send what the phone lacks, run each segment there, and fetch what the program says."""
@@ -217,22 +178,21 @@ class Android:
         deadline = time.monotonic() + self.time_limit_s
         segments = open_segments(task.path)
         binary = self._binary()
-        phone = Adb(self.serial, self.name)
-        phone.open()
-        session = _Session(phone, f"{self.folder}/jobs/{task.id}", binary, deadline, task.stop)
+        phone = self._phone(task.stop)
+        session = _Session(phone, f"{self.folder}/jobs/{task.id}", binary, deadline)
         models = [segments.folder / segment.file for segment in segments.segments]
         with tempfile.TemporaryDirectory() as folder:
             references = _References(segments, Path(folder))
-            self._clean(phone)
+            phone.clean()
             try:
-                self._must(phone, f"mkdir -p {self.folder}/files {session.job}")
-                self._keep(session, [*models, *references.files])
-                facts, before = self._facts(phone), self._conditions(phone)
-                cpu, busy = self._policies(phone), self._cores_busy(phone, int(facts["cores"]))
+                phone.must(f"mkdir -p {self.folder}/files {session.job}")
+                phone.keep([binary, *models, *references.files], deadline)
+                facts, before = phone.facts(), phone.conditions()
+                cpu, busy = phone.policies(), phone.cores_busy(int(facts["cores"]))
                 # Of several segments, which run one after the other, no window tells the energy.
                 marked_s = idle_s if len(models) == 1 else 0.0
-                clock = phone.clock() if marked_s else None
-                clocks = Clocks(partial(self._clocks, phone), CLOCK_S)
+                clock = phone.adb.clock() if marked_s else None
+                clocks = Clocks(phone.clocks, CLOCK_S)
                 stages, phases = [], {}
                 try:
                     for s, model in enumerate(models):
@@ -243,12 +203,11 @@ class Android:
                 finally:
                     clocks.end()
                 marked = [window for stage in stages for window in stage.pop("windows")]
-                windows = Relation(clock, phone.clock()).windows(marked) if clock else ()
-                after = self._conditions(phone)
+                windows = Relation(clock, phone.adb.clock()).windows(marked) if clock else ()
+                after = phone.conditions()
             finally:
                 with suppress(DeviceError):  # the phone is gone; the next job cleans it
-                    phone.open()
-                    self._clean(phone)
+                    self._phone().clean()
         emulated = facts["ro.boot.qemu"] == "1"
         ran, share = _processors(stages)
         whole = _whole(stages)
@@ -261,7 +220,7 @@ class Android:
             board=self.name,
             board_kind=self.kind,
             simulated=emulated,
-            processor=f"{'emulated ' if emulated else ''}{_title(facts)}: {_told(stages)}",
+            processor=f"{'emulated ' if emulated else ''}{title(facts)}: {_told(stages)}",
             meter=None,
             started_at=started_at,
             warmup=task.warmup,
@@ -310,7 +269,7 @@ class Android:
         For `idle_s` seconds above 0, first have it do nothing for so long, with the model loaded
         and run once, and tell when it did what: `windows`, on the phone's clock.
         """
-        left = _left(session.deadline)
+        left = left_s(session.deadline)
         longest = left if task.seconds is None else min(left, task.seconds)
         timed = [
             f"--num_runs={task.repetitions}",
@@ -347,7 +306,7 @@ class Android:
             runs = min(task.repetitions, PROFILED_RUNS)
             profiled = [
                 f"--num_runs={runs}",
-                f"--max_secs={_left(session.deadline):.3f}",
+                f"--max_secs={left_s(session.deadline):.3f}",
                 "--enable_op_profiling=true",
                 "--op_profiling_output_mode=csv",
                 f"--op_profiling_output_file={session.job}/profile.csv",
@@ -377,7 +336,7 @@ class Android:
         Args:
             into: What the shell does with it instead, as a pipe.
         """
-        left = _left(session.deadline)
+        left = left_s(session.deadline)
         words = [
             f"{self.folder}/files/{file_digest(session.binary)}",
             f"--graph={self.folder}/files/{file_digest(model)}",
@@ -397,7 +356,7 @@ class Android:
                 f"{{ sh -c {shlex.quote(program)}; echo $? > code; }} {into}; exit $(cat code)"
             )
         command = f"cd {session.job} && {program}"
-        ran = session.phone.shell(command, time_limit_s=left, stop=session.stop)
+        ran = session.phone.adb.shell(command, time_limit_s=left)
         if ran.code in (126, 127):
             raise DeviceError(
                 f"{self.name}: the phone cannot run {session.binary} ({last_line(ran.output)}); "
@@ -480,7 +439,17 @@ class Android:
             raise DeviceError(f"{self.name}: {model.name}: {error}") from None
         return bool(check.bit_equal), check.largest_difference
 
-    # ------------------------------------------------------------ the phone
+    # ------------------------------------------------------------ what it is made of
+
+    def _phone(self, stop: Stop = never) -> Phone:
+        """The phone, once it is ready.
+
+        Raises:
+            DeviceError: As `Adb.open`.
+        """
+        adb = Adb(self.serial, self.name, stop)
+        adb.open()
+        return Phone(adb, self.name, self.folder)
 
     def _binary(self) -> Path:
         path = Path(self.binary).expanduser().absolute()
@@ -492,96 +461,6 @@ class Android:
             )
         return path
 
-    def _facts(self, phone: Adb) -> dict[str, str]:
-        return dict(_pairs(self._must(phone, _FACTS)))
-
-    def _conditions(self, phone: Adb) -> dict[str, Any]:
-        """Load, temperatures, battery, and how far the phone is slowed for heat, now.
-
-        `thermal_status` is that of PowerManager, from 0, for not at all, to 6.
-        """
-        found: dict[str, Any] = {"celsius": {}, "battery": {}}
-        for key, value in _pairs(self._must(phone, _CONDITIONS)):
-            group, _, name = key.partition(" ")
-            if group == "load":
-                found["load_1min"] = float(value)
-            elif group == "thermal_status":
-                found["thermal_status"] = int(value)
-            elif group == "celsius":
-                # Thousandths of a degree by the kernel's rule; some vendors give degrees.
-                degrees = float(value)
-                found["celsius"][name] = degrees / 1e3 if abs(degrees) >= 1e3 else degrees
-            elif group in found:
-                found[group][name] = value
-        return found
-
-    def _policies(self, phone: Adb) -> dict[str, Any]:
-        """As `hardware_lab.boards.payload.cpufreq_policies`."""
-        found = {}
-        for name, told in _pairs(self._must(phone, _CPU)):
-            cores, governor, least, most = told.split(",")
-            found[name] = {
-                "cores": cores.strip(),
-                "governor": governor or None,
-                "min_khz": whole(least),
-                "max_khz": whole(most),
-            }
-        return found
-
-    def _clocks(self, phone: Adb) -> list[tuple[int, int]]:
-        """As `hardware_lab.boards.payload.clocks_now`; nothing while the phone is silent."""
-        try:
-            return [(int(now), int(limit)) for now, limit in _pairs(self._must(phone, _CLOCKS))]
-        except DeviceError:  # the run itself will say so
-            return []
-
-    def _cores_busy(self, phone: Adb, cores: int) -> float | None:
-        """How many cores are busy now; None where the phone does not tell."""
-        ran = phone.shell(_BUSY, time_limit_s=COMMAND_S)
-        rows = [[float(word) for word in row.split()[1:9]] for row in ran.output.splitlines()]
-        if ran.code != 0 or len(rows) != 2 or any(len(row) < 5 for row in rows):
-            return None
-        spent = np.subtract(rows[1], rows[0])
-        idle = spent[3] + spent[4]
-        return cores * float((spent.sum() - idle) / max(spent.sum(), 1.0))
-
-    def _keep(self, session: _Session, files: Sequence[Path]) -> None:
-        """Send the program and the files that the phone has not, and check what arrived."""
-        phone = session.phone
-        kept = set(self._must(phone, f"ls {self.folder}/files").split())
-        for path in (session.binary, *files):
-            digest = file_digest(path)
-            target = f"{self.folder}/files/{digest}"
-            if digest not in kept:
-                left = _left(session.deadline)
-                phone.push(path, target, mode=0o755, time_limit_s=left, stop=session.stop)
-            said = self._must(phone, f"sha256sum {target}")
-            if said.split()[0] != digest:
-                self._must(phone, f"rm -f {target}")
-                raise DeviceError(
-                    f"{self.name}: {path.name} was damaged on the phone; it is removed",
-                    retryable=True,
-                )
-
-    def _clean(self, phone: Adb) -> None:
-        """End what a job left running, and remove its files."""
-        self._must(
-            phone,
-            f"for p in {self.folder}/jobs/*/pid; do "
-            'pid=$(cat "$p" 2>/dev/null) || continue; '
-            f'if grep -q {self.folder}/ "/proc/$pid/cmdline" 2>/dev/null; then kill -9 "$pid"; fi; '
-            f"done; rm -rf {self.folder}/jobs {self.folder}/files/*.part",
-        )
-
-    def _must(self, phone: Adb, command: str) -> str:
-        ran = phone.shell(command, time_limit_s=COMMAND_S)
-        if ran.code != 0:
-            raise DeviceError(
-                f"{self.name}: a command failed on the phone ({last_line(ran.output)}); make room "
-                f"in {self.folder} or name another `folder` in the inventory"
-            )
-        return ran.output
-
 
 # ------------------------------------------------------------------ one job
 
@@ -590,14 +469,13 @@ class Android:
 class _Session:
     """A job's folder on the phone, what runs in it, and until when."""
 
-    phone: Adb
+    phone: Phone
     job: str
     binary: Path
     deadline: float
-    stop: Stop
 
     def pull(self, name: str) -> bytes:
-        return self.phone.pull(f"{self.job}/{name}", time_limit_s=_left(self.deadline))
+        return self.phone.adb.pull(f"{self.job}/{name}", time_limit_s=left_s(self.deadline))
 
 
 @dataclass(frozen=True)
@@ -687,18 +565,3 @@ def _told(stages: Sequence[Mapping[str, Any]]) -> str:
         for d in stage["delegates"]
     ]
     return ", ".join(parts) or "no delegate ran any operator"
-
-
-def _title(facts: Mapping[str, str]) -> str:
-    chip = f" ({facts['ro.soc.model']})" if facts["ro.soc.model"] else ""
-    maker, model = facts["ro.product.manufacturer"], facts["ro.product.model"]
-    return f"{maker} {model}{chip}, Android {facts['ro.build.version.release']}"
-
-
-def _pairs(said: str) -> list[tuple[str, str]]:
-    found = (line.strip().partition("=") for line in said.splitlines() if "=" in line)
-    return [(key, value) for key, _, value in found]
-
-
-def _left(deadline: float) -> float:
-    return max(deadline - time.monotonic(), 0.1)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from coralline.errors import DeviceError, UserError
-from coralline.runtime.child import Progress, converse
+from coralline.runtime.child import Progress, Stop, converse, never
 from coralline.runtime.environment import hottest
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import open_segments
@@ -78,10 +78,10 @@ class CoralLocal:
         """The accelerators; libedgetpu opens each for one process."""
         return here("coral")
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         """Runtime and accelerators; opens each of them."""
         command = [sys.executable, str(PAYLOAD), "probe", *self.selectors]
-        found = self._converse(command, {}, time_limit_s=COMMAND_S)
+        found = self._converse(command, {}, time_limit_s=COMMAND_S, stop=stop)
         return f"{found['runtime']}, Edge TPU {', '.join(self.selectors)} open"
 
     def celsius(self) -> float | None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from coralline.devices.model import load_device
 from coralline.errors import UserError
 from coralline.graph import read_graph
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import QUEUE_DEPTH, open_segments
 from coralline.runtime.simulate import simulate_pipeline, simulated_energy_mj
@@ -38,7 +38,7 @@ class SimulatedEdgeTpu:
         """The simulation computes on this machine and must not disturb what the host measures."""
         return here("cpu")
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         """Which device model it simulates."""
         model = load_device(self.device)
         return f"simulated {model.name}: {model.description} (model {model.digest[:12]})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from coralline.errors import UserError
 from coralline.runtime import environment
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.host import HostRequest, measure
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Task, here
@@ -43,7 +43,7 @@ class Host:
         """The cores, which no two measurements share."""
         return here("cpu")
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         """Processor, cores and runtime version."""
         machine = environment.machine()
         litert = machine["versions"]["ai-edge-litert"]

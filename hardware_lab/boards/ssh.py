@@ -134,13 +134,14 @@ class Ssh:
         """Boards with the same host and port are one machine."""
         return f"ssh-{self.host.lower()}-{self.port}"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         """Processor, cores, Python and runtime of the board, as it tells."""
-        payload = self._keep({file_digest(PAYLOAD): PAYLOAD}, self._kept(), time_limit_s=COMMAND_S)
+        limits: dict[str, Any] = {"time_limit_s": COMMAND_S, "stop": stop}
+        payload = self._keep({file_digest(PAYLOAD): PAYLOAD}, self._kept(stop), **limits)
         devices = ":0" if self.delegate == "edgetpu" else ""
         command = f"{self._python(payload)} probe {devices}"
         try:
-            found = self._converse(command, {}, time_limit_s=COMMAND_S)
+            found = self._converse(command, {}, **limits)
         except _TooLongError as error:  # so short a task must end in time: the board hangs
             raise DeviceError(f"{error}", retryable=True) from None
         runtime = f"{found['runtime']} {found['versions'][found['runtime']] or ''}".strip()
@@ -157,7 +158,7 @@ class Ssh:
             files = {file_digest(path): path for path in (PAYLOAD, references, *models)}
             self._keep(
                 files,
-                self._kept(),
+                self._kept(task.stop),
                 time_limit_s=self.time_limit_s,
                 keep_open=task.keep_open,
                 stop=task.stop,
@@ -206,10 +207,11 @@ class Ssh:
         if code not in (0, _CONNECTION_FAILED):  # it may be gone before it has answered
             raise DeviceError(f"{self._where}: `{self.reboot}` ended with exit code {code}")
 
-    def _kept(self) -> set[str]:
+    def _kept(self, stop: Stop = never) -> set[str]:
         """Digests of the files that the board has."""
         files = shlex.quote(f"{self.folder}/files")
-        said = self._run(f"mkdir -p {files} && ls {files}", "keep files", time_limit_s=COMMAND_S)
+        command = f"mkdir -p {files} && ls {files}"
+        said = self._run(command, "keep files", time_limit_s=COMMAND_S, stop=stop)
         return set(said.split())
 
     def _keep(

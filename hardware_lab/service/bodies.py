@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from coralline.errors import DeviceError, UserError
-from hardware_lab.artifacts import Model
+from hardware_lab.artifacts import Model, Stored
 from hardware_lab.database import HealthState, State
 from hardware_lab.health import BY_PEOPLE
 from hardware_lab.inventory import TAG, Demand
-from hardware_lab.jobs import MAX_ATTEMPTS, MOST_DEADLINE_S, MOST_PRIORITY, MOST_SAMPLES, Job
+from hardware_lab.jobs import Job, JobOptions
 
 MOST_PAGE = 500
 """Jobs of one answer."""
@@ -180,10 +180,11 @@ class ModelDocument(Body):
         return Model(self.name, self.ref)
 
 
-class Submission(Body):
+@dataclass(frozen=True, kw_only=True)
+class Submission(JobOptions):
     """A measurement that somebody wants."""
 
-    model_config = ConfigDict(
+    __pydantic_config__ = ConfigDict(
         extra="forbid",
         json_schema_extra={
             "example": {
@@ -204,19 +205,14 @@ class Submission(Body):
     )
 
     model: ModelDocument
-    against: ModelDocument | None = Field(None, description="Compare the model with this one.")
+    against: Annotated[
+        ModelDocument | None, Field(description="Compare the model with this one.")
+    ] = None
     demand: Wanted
-    repetitions: int = Field(ge=1, le=MOST_SAMPLES, description="Samples of each mode.")
-    warmup: int = Field(ge=0, le=MOST_SAMPLES, description="Inferences before the first sample.")
-    seconds: float | None = Field(None, gt=0, description="A mode gives no samples after it.")
-    allow_fallback: bool = Field(False, description="Accept another processor than asked for.")
-    priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY)
-    deadline_s: float | None = Field(
-        None, gt=0, le=MOST_DEADLINE_S, description="The job must begin within it."
-    )
     group: Text | None = None
-    labels: dict[Text, Long] = Field({}, max_length=64, examples=[{"commit": "e3edc4a"}])
-    max_attempts: int = Field(MAX_ATTEMPTS, ge=1, le=MOST_SAMPLES)
+    labels: Annotated[dict[Text, Long], Field(max_length=64, examples=[{"commit": "e3edc4a"}])] = (
+        field(default_factory=dict)
+    )
 
 
 class Labels(Body):
@@ -357,6 +353,33 @@ class Put(BaseModel):
     """The artifact that is kept."""
 
     ref: Ref
+
+
+class Renewal(Body):
+    """An artifact that somebody would put."""
+
+    size_bytes: int = Field(ge=0)
+
+
+class Renewed(BaseModel):
+    """Whether the lab has it."""
+
+    renewed: bool = Field(description="It counts as put now; else it must be put.")
+
+
+class Pruning(Body):
+    """Which artifacts to delete."""
+
+    older_than_s: float = Field(gt=0, le=1e10, description="Two days at least.")
+    dry_run: bool = Field(False, description="Only say what would be deleted.")
+
+
+class PrunedDocument(BaseModel):
+    """What was deleted, or would be."""
+
+    artifacts: list[Stored]
+    unfinished: int = Field(description="Uploads that were cut off; 0 in a dry run.")
+    size_bytes: int = Field(description="Of the artifacts together.")
 
 
 class Failure(Body):

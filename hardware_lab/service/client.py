@@ -26,13 +26,16 @@ from hardware_lab.compare import Comparison
 from hardware_lab.database import State
 from hardware_lab.health import Health
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import MAX_ATTEMPTS, Job, Lease, View, check_numbers
+from hardware_lab.jobs import Job, JobOptions, Lease, View
 from hardware_lab.locks import Lock, Locks
-from hardware_lab.service.transport import Http
+from hardware_lab.pruning import Pruned
+from hardware_lab.service.transport import STORING, Http
 
 PAGE = 500
 IDS = 200
 """Of jobs, in one request's address."""
+ASK_BYTES = 64 << 10
+"""What is smaller is sent sooner than asked for."""
 MOST_WORDS = 4000
 """Characters of a cause or an error."""
 
@@ -67,36 +70,16 @@ class RemoteLab:
         self,
         model: Path | Model,
         demand: Demand,
+        options: JobOptions,
         *,
-        repetitions: int,
-        warmup: int,
-        seconds: float | None = None,
         against: Path | Model | None = None,
-        allow_fallback: bool = False,
-        priority: int = 0,
-        deadline_s: float | None = None,
-        group: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        max_attempts: int = MAX_ATTEMPTS,
     ) -> Job:
         """As `Store.submit`."""
-        numbers: dict[str, Any] = {
-            "repetitions": repetitions,
-            "warmup": warmup,
-            "max_attempts": max_attempts,
-            "priority": priority,
-            "seconds": seconds,
-            "deadline_s": deadline_s,
-        }
-        check_numbers(**numbers)
         wanted = {
-            **numbers,
+            **asdict(options),
             "model": asdict(self._artifact(model)),
             "against": None if against is None else asdict(self._artifact(against)),
             "demand": asdict(demand),
-            "allow_fallback": allow_fallback,
-            "group": group,
-            "labels": dict(labels or {}),
         }
         key = {"Idempotency-Key": uuid4().hex}
         return Job.from_json(self._http.ask("POST", "/jobs", body=wanted, headers=key))
@@ -177,6 +160,12 @@ class RemoteLab:
         wanted = {"ids": list(ids), "group": group, "reason": reason}
         ended = self._http.ask("POST", "/cancellations", body=wanted)
         return [Job.from_json(job) for job in ended["jobs"]]
+
+    def prune(self, older_than_s: float, *, dry_run: bool = False) -> Pruned:
+        """As `Store.prune`."""
+        wanted = {"older_than_s": older_than_s, "dry_run": dry_run}
+        done = self._http.ask("POST", "/prunings", body=wanted, timeout=STORING)
+        return Pruned.from_json(done)
 
     def lock(self, resource: str, *, wait: bool = False) -> AbstractContextManager[Lock | None]:
         """As `Store.lock`."""
@@ -298,6 +287,11 @@ class RemoteArtifacts:
                 spooled.seek(0)
                 return self._send(spooled)
 
+    def renew(self, ref: str, size_bytes: int) -> bool:
+        """As `Artifacts.renew`."""
+        asked = {"size_bytes": size_bytes}
+        return bool(self._http.ask("POST", f"{_artifact(ref)}/renewal", body=asked)["renewed"])
+
     def open(self, ref: str, start: int = 0) -> AbstractContextManager[BinaryIO]:
         """As `Artifacts.open`."""
         return self._http.stream(_artifact(ref), start)
@@ -310,6 +304,8 @@ class RemoteArtifacts:
         start = stream.tell()
         ref = ref_of(stream)
         size_bytes = stream.tell() - start
+        if size_bytes > ASK_BYTES and self.renew(ref, size_bytes):
+            return ref
         stream.seek(start)
         self._http.send(_artifact(ref), stream, size_bytes)
         return ref

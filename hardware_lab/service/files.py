@@ -93,6 +93,13 @@ async def put(ref: Ref, request: Request) -> JSONResponse:
     return JSONResponse({"ref": ref}, 201)
 
 
+@reading.post("/artifacts/{ref}/renewal", response_model=bodies.Renewed)
+def renew(ref: Ref, wanted: bodies.Renewal, request: Request) -> JSONResponse:
+    """Ask before a put whether the lab has the artifact already, and needs not to be sent it."""
+    renewed = store_of(request).artifacts.renew(ref, wanted.size_bytes)
+    return JSONResponse({"renewed": renewed})
+
+
 @reading.head("/artifacts/{ref}")
 @reading.get(
     "/artifacts/{ref}",

@@ -25,7 +25,7 @@ PAUSE_S = 0.1
 MOST_PAUSE_S = 5.0
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 STORING = httpx.Timeout(30.0, read=600.0)
-"""The service answers once an artifact is kept, wherever that is."""
+"""The service answers once artifacts are kept or deleted, wherever that is."""
 IDLE_S = 10.0
 """Less than the service's own, which would else close a connection under a request."""
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -70,6 +70,7 @@ class Http:
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         again: bool = True,
+        timeout: httpx.Timeout = TIMEOUT,
     ) -> Any:
         """What the service answers, parsed; None for an empty answer.
 
@@ -83,7 +84,9 @@ class Http:
         asked = {k: v for k, v in (query or {}).items() if v is not None}
 
         def send() -> httpx.Response:
-            return self._client.request(method, path, json=body, params=asked, headers=headers)
+            return self._client.request(
+                method, path, json=body, params=asked, headers=headers, timeout=timeout
+            )
 
         response = self._try(again, send)
         if response.status_code == 204:

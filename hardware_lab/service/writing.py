@@ -39,16 +39,8 @@ def submit(
     job = store_of(request).submit(
         wanted.model.model(),
         wanted.demand.demand(),
-        repetitions=wanted.repetitions,
-        warmup=wanted.warmup,
-        seconds=wanted.seconds,
+        wanted,
         against=None if wanted.against is None else wanted.against.model(),
-        allow_fallback=wanted.allow_fallback,
-        priority=wanted.priority,
-        deadline_s=wanted.deadline_s,
-        group=wanted.group,
-        labels=wanted.labels,
-        max_attempts=wanted.max_attempts,
         job_id=job_id,
     )
     return JSONResponse(job.to_json(), 201)
@@ -75,3 +67,10 @@ def set_health(board: str, said: bodies.Say, request: Request) -> JSONResponse:
     store = store_of(request)
     store.health.set(board, said.state, said.why)
     return JSONResponse(asdict(store.health.known()[board]))
+
+
+@administering.post("/prunings", response_model=bodies.PrunedDocument)
+def prune(wanted: bodies.Pruning, request: Request) -> JSONResponse:
+    """Delete old models and raw files that no job needs which waits, runs or ended since."""
+    done = store_of(request).prune(wanted.older_than_s, dry_run=wanted.dry_run)
+    return JSONResponse(done.to_json())

@@ -20,7 +20,7 @@ def figure(value: float, *, fitted: bool = False, quantity: str = "latency_ms") 
 
 def test_the_label_is_the_median_over_held_out_latencies() -> None:
     result = summarise(
-        "edgetpu-usb",
+        load_device("edgetpu-usb"),
         [
             Prediction(figure(10.0), 11.0),
             Prediction(figure(10.0), 7.0),
@@ -54,8 +54,11 @@ def test_a_device_that_changed_needs_a_new_comparison(monkeypatch: pytest.Monkey
 
 
 def test_a_device_without_published_figures_says_so() -> None:
-    assert "no published latency" in summarise("my-board", []).label
-    assert "edgetpu-usb" in device_names()
+    board = replace(load_device("edgetpu-usb"), name="my-board")
+    assert (
+        summarise(board, []).label == "my-board (simulated): no published latency to compare with"
+    )
+    assert published_error("host-cpu").label == "host-cpu: no published latency to compare with"
 
 
 def test_list_shows_each_device_with_its_label() -> None:

@@ -27,11 +27,13 @@ from coralline.runtime.measurement import Measurement
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
 from coralline.tflite.split import split_model
-from hardware_lab.boards import Task, android, benchmark_output
+from hardware_lab.boards import Task, benchmark_output
+from hardware_lab.boards import phone as phone_module
 from hardware_lab.boards.adb import Adb
 from hardware_lab.boards.android import Android
 from hardware_lab.boards.ssh import file_digest
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import JobOptions
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
 
@@ -156,8 +158,8 @@ def test_clocks_of_a_phone(board: Android, monkeypatch: pytest.MonkeyPatch) -> N
         }.items():
             (folder / name / file).write_text(f"{text}\n")
     for script in ("_CPU", "_CLOCKS"):
-        told = getattr(android, script).replace("/sys/devices/system/cpu/cpufreq", str(folder))
-        monkeypatch.setattr(android, script, told)
+        told = getattr(phone_module, script).replace("/sys/devices/system/cpu/cpufreq", str(folder))
+        monkeypatch.setattr(phone_module, script, told)
     found = board.measure(task(repetitions=3)).environment
     assert found["cpu_clock"]["before_khz"] == 1_800_000
     assert found["cpu_clock"]["limit_least_khz"] == 2_400_000
@@ -211,7 +213,9 @@ def test_litert_asked_for_an_npu_falls_back_to_the_cpu_and_is_found_out(
     npu = replace(board, runtime="litert", processor="npu", library="/vendor/lib64/libnpu.so")
     store = Store(tmp_path / "lab")
     jobs = [
-        store.submit(INT8, Demand("phone"), repetitions=3, warmup=1, allow_fallback=allowed)
+        store.submit(
+            INT8, Demand("phone"), JobOptions(repetitions=3, warmup=1, allow_fallback=allowed)
+        )
         for allowed in (False, True)
     ]
     run_jobs(store, Inventory({"phone": npu}, {"phone": {}}))
@@ -364,12 +368,15 @@ def test_the_disk_of_the_phone_is_full(board: Android, phone: AdbDevice) -> None
 
 @needs_adb
 def test_the_phone_hangs(board: Android, phone: AdbDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(android, "COMMAND_S", 1.0)
+    monkeypatch.setattr(phone_module, "COMMAND_S", 1.0)
     phone.hang_on = "getprop"
     started = time.monotonic()
     with pytest.raises(DeviceError, match=r"no answer in 1 s") as caught:
         board.check()
     assert caught.value.retryable and time.monotonic() - started < 10
+    with pytest.raises(DeviceError, match="nobody waits for it") as caught:
+        board.check(lambda: True)
+    assert caught.value.retryable
     phone.hang_on = ""
     assert "ready" in board.check()
 

@@ -13,11 +13,12 @@ import pytest
 from scripted_board import measurement
 
 from coralline.errors import UserError
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab.boards import Task
 from hardware_lab.compare import BLOCKS, Comparison, compare
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import JobOptions
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
 
@@ -38,7 +39,7 @@ class Moody:
     kind = "moody"
     resource = "moody"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "moody"
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
@@ -123,7 +124,7 @@ def test_programs_that_report_only_a_summary_are_compared_by_it() -> None:
 
 def test_a_job_that_compares(tmp_path: Path) -> None:
     store, board = Store(tmp_path), Moody(ratio=1.3)
-    job = store.submit(INT8, Demand("moody"), repetitions=100, warmup=1, against=FLOAT)
+    job = store.submit(INT8, Demand("moody"), JobOptions(repetitions=100, warmup=1), against=FLOAT)
     run_jobs(store, lab(board))
     assert store.job(job.id).state == "done"
     found = store.result(job.id)
@@ -134,7 +135,7 @@ def test_a_job_that_compares(tmp_path: Path) -> None:
 
 def test_a_comparison_that_fell_back_is_invalid(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    job = store.submit(INT8, Demand("moody"), repetitions=100, warmup=1, against=FLOAT)
+    job = store.submit(INT8, Demand("moody"), JobOptions(repetitions=100, warmup=1), against=FLOAT)
     run_jobs(store, lab(Moody(ran="gpu")))
     assert store.job(job.id).state == "invalid"
     assert isinstance(store.result(job.id), Comparison)

@@ -19,6 +19,7 @@ from hardware_lab.boards import Board
 from hardware_lab.compare import Comparison
 from hardware_lab.cooldown import LOOK_S, WINDOW_S, Cooldown, Cooled, cool_down
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import JobOptions
 from hardware_lab.lab import open_lab
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
@@ -152,7 +153,7 @@ def lab_of(board: ScriptedBoard, wanted: Cooldown) -> Inventory:
 def test_it_stands_beside_the_number(where: str, tmp_path: Path) -> None:
     store = Store(where)
     jobs = [
-        store.submit(INT8, Demand("b0"), repetitions=4, warmup=0, against=against)
+        store.submit(INT8, Demand("b0"), JobOptions(repetitions=4, warmup=0), against=against)
         for against in (None, INT8)
     ]
     board = WarmBoard("b0", tmp_path, at=lambda: 70.0)
@@ -178,7 +179,7 @@ def test_a_lab_knows_how_long_a_board_has_rested(
     monkeypatch.setattr(runner_module, "cool_down", told)
     board = ScriptedBoard("b0", tmp_path)
     for _ in range(2):
-        job = store.submit(INT8, Demand("b0"), repetitions=1, warmup=0)
+        job = store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0))
         run_jobs(store, lab_of(board, Cooldown()))
         assert store.measurement(job.id).environment["cooldown"]["reason"] == "timed"
     assert rested[0] == math.inf and 0 <= rested[1] < 300
@@ -190,7 +191,7 @@ def test_the_lease_is_kept_and_left_while_it_cools_down(
     monkeypatch.setattr(runner_module, "BEAT_S", 0.05)
     monkeypatch.setattr(runner_module, "HOLD_S", 1.0)
     store = Store(where)
-    job = store.submit(INT8, Demand("b0"), repetitions=1, warmup=0)
+    job = store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0))
     seen: list[int] = []
 
     def cancel_if_beaten() -> float:

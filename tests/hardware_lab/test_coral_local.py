@@ -14,7 +14,7 @@ import pytest
 
 from coralline.errors import DeviceError, UserError
 from coralline.runtime.pipeline import open_segments
-from hardware_lab.boards import Task, payload
+from hardware_lab.boards import Task, coral_local, payload
 from hardware_lab.boards.coral_local import CoralLocal
 
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
@@ -83,6 +83,15 @@ def test_a_run_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hardware_lab.boards.coral_local.open_segments", lambda path: compiled)
     with pytest.raises(DeviceError, match=r"tpu: Edge TPU :0 cannot be opened .*libedgetpu"):
         CoralLocal("tpu").measure(task(INT8))
+
+
+def test_a_check_that_hangs_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = tmp_path / "payload.py"
+    hangs.write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(coral_local, "PAYLOAD", hangs)
+    with pytest.raises(DeviceError, match="nobody waits for it") as caught:
+        CoralLocal("tpus").check(lambda: True)
+    assert caught.value.retryable
 
 
 def test_health_says_what_is_missing(tmp_path: Path) -> None:

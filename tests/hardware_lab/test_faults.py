@@ -56,6 +56,7 @@ from benchmarks.postgresql_server import PostgresqlServer
 from coralline.devices.model import load_device
 from coralline.errors import UserError
 from coralline.graph import read_graph
+from coralline.runtime.child import Stop, never
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
 from coralline.tflite.split import split_model
@@ -65,7 +66,7 @@ from hardware_lab.boards import ssh
 from hardware_lab.boards.ssh import Ssh
 from hardware_lab.cooldown import Cooldown
 from hardware_lab.inventory import Demand, Inventory
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.lab import Lab
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
@@ -100,7 +101,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def submit(store: Lab, demand: Demand, path: Path = INT8, repetitions: int = 1) -> Job:
-    return store.submit(path, demand, repetitions=repetitions, warmup=1)
+    return store.submit(path, demand, JobOptions(repetitions=repetitions, warmup=1))
 
 
 def after(store: Lab, jobs: list[Job], states: list[str], folder: Path | None = None) -> list[Job]:
@@ -221,7 +222,7 @@ def test_the_database_is_gone_between_check_and_job(
     real = LitBoard.check
     gone = [1]
 
-    def check(self: LitBoard) -> str:
+    def check(self: LitBoard, stop: Stop = never) -> str:
         if gone:
             gone.pop()
             postgresql.stop()
@@ -481,8 +482,8 @@ def test_a_boards_clock_jumps(
     # What the board has is gone by the time that it is wanted: it is sent again.
     real = Ssh._kept
 
-    def kept(self: Ssh) -> set[str]:
-        found = real(self)
+    def kept(self: Ssh, stop: Stop) -> set[str]:
+        found = real(self, stop)
         (files / ssh.file_digest(segments / SegmentSet.read(segments).segments[0].file)).unlink()
         monkeypatch.setattr(Ssh, "_kept", real)
         return found

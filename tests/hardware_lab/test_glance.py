@@ -9,7 +9,7 @@ import pytest
 from scripted_board import measurement
 
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.store import Store
 
 MODEL = Path(__file__).parents[1] / "data" / "small_int8.tflite"
@@ -21,7 +21,7 @@ def store(where: str, tmp_path: Path) -> Store:
 
 
 def submit(store: Store, **options: Any) -> Job:
-    return store.submit(MODEL, Demand("b"), repetitions=1, warmup=0, **options)
+    return store.submit(MODEL, Demand("b"), JobOptions(repetitions=1, warmup=0, **options))
 
 
 def finish(store: Store, job: Job) -> str:

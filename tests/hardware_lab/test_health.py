@@ -9,12 +9,13 @@ import pytest
 from scripted_board import ScriptedBoard, notes, scripted_lab
 
 from coralline.errors import DeviceError, UserError
+from coralline.runtime.child import Stop, never
 from hardware_lab import database, health
 from hardware_lab import runner as runner_module
 from hardware_lab.boards import Task
 from hardware_lab.checks import survey
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.lab import Lab, open_lab
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
@@ -38,7 +39,7 @@ def sick(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many checks each board will fail; counts down."""
     left: dict[str, int] = {}
 
-    def check(self: ScriptedBoard) -> str:
+    def check(self: ScriptedBoard, stop: Stop = never) -> str:
         if left.get(self.name, 0) > 0:
             left[self.name] -= 1
             raise DeviceError("no answer")
@@ -49,7 +50,7 @@ def sick(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def submit(store: Lab, demand: Demand) -> Job:
-    return store.submit(INT8, demand, repetitions=1, warmup=0)
+    return store.submit(INT8, demand, JobOptions(repetitions=1, warmup=0))
 
 
 def states(store: Lab, board: str) -> list[str]:

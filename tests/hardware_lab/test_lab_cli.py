@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from verbs import Verb, verb
 
 from coralline.runtime.measurement import Measurement
 from hardware_lab.cli import _samples
@@ -20,23 +21,14 @@ INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 
 
 @pytest.fixture
-def call(tmp_path: Path) -> Any:
-    def run(*arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", "from coralline.cli.main import main; main()", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stdout if code == 0 else done.stderr
-
-    return run
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Verb:
+    monkeypatch.chdir(tmp_path)
+    return verb(capsys)
 
 
-def test_bench_prints_one_measurement(call: Any, tmp_path: Path) -> None:
+def test_bench_prints_one_measurement(call: Verb, tmp_path: Path) -> None:
     out = tmp_path / "m.json"
     said = json.loads(
         call("bench", str(INT8), "--board", "host", "-n", "20", "--json", "--out", str(out))
@@ -47,14 +39,14 @@ def test_bench_prints_one_measurement(call: Any, tmp_path: Path) -> None:
     assert said["summary"] == pytest.approx(measurement.summary())
 
 
-def test_bench_says_simulated_wherever_it_is(call: Any) -> None:
+def test_bench_says_simulated_wherever_it_is(call: Verb) -> None:
     said = call("bench", str(INT8), "--board", "edgetpu-usb-sim", "-n", "20")
     for line in said.splitlines():
         if "mJ" in line or "inferences/s" in line or " ms" in line:
             assert "simulated" in line
 
 
-def test_bench_against(call: Any, tmp_path: Path) -> None:
+def test_bench_against(call: Verb, tmp_path: Path) -> None:
     out = tmp_path / "c.json"
     pcie = ("--board", "edgetpu-usb-sim", "-n", "20", "--against", str(INT8))
     found = json.loads(call("bench", str(INT8), *pcie, "--json", "--out", str(out)))
@@ -82,7 +74,7 @@ def test_how_many_samples_a_job_asks_for(options: Any, asked: Any) -> None:
     assert (found["repetitions"], found["seconds"]) == asked
 
 
-def test_submit_run_jobs_show(call: Any) -> None:
+def test_submit_run_jobs_show(call: Verb) -> None:
     job = json.loads(call("lab", "submit", str(INT8), "-b", "edgetpu-pcie-sim", "--json"))
     assert job["state"] == "queued"
     ran = json.loads(call("lab", "run", "--json"))
@@ -94,7 +86,7 @@ def test_submit_run_jobs_show(call: Any) -> None:
     assert "simulated" in call("lab", "show", job["id"])
 
 
-def test_jobs_by_tag_and_group(call: Any, tmp_path: Path) -> None:
+def test_jobs_by_tag_and_group(call: Verb, tmp_path: Path) -> None:
     inventory = tmp_path / "lab.yaml"
     inventory.write_text(
         "schema: coralline.inventory/v1\nboards:\n"
@@ -122,7 +114,7 @@ def test_jobs_by_tag_and_group(call: Any, tmp_path: Path) -> None:
         assert said in call(*arguments, code=2)
 
 
-def test_a_runner_takes_jobs_until_it_is_told_to_end(call: Any, tmp_path: Path) -> None:
+def test_a_runner_takes_jobs_until_it_is_told_to_end(call: Verb, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from coralline.cli.main import main; main()"]
     process = subprocess.Popen(
         [*command, "lab", "runner"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
@@ -138,7 +130,7 @@ def test_a_runner_takes_jobs_until_it_is_told_to_end(call: Any, tmp_path: Path) 
     assert f"job {job['id']}: done" in said and "ended" in said.splitlines()[-1]
 
 
-def test_boards_and_health(call: Any, tmp_path: Path) -> None:
+def test_boards_and_health(call: Verb, tmp_path: Path) -> None:
     names = ["host", "edgetpu-usb-sim", "edgetpu-pcie-sim"]
     boards = json.loads(call("lab", "boards", "--json"))["boards"]
     assert [board["name"] for board in boards] == names
@@ -162,7 +154,7 @@ def test_boards_and_health(call: Any, tmp_path: Path) -> None:
     assert "needs the name" in call("lab", "health", "--set", "bad", "--why", "so", code=2)
 
 
-def test_bad_input_is_one_line_and_exit_2(call: Any, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_exit_2(call: Verb, tmp_path: Path) -> None:
     truncated = tmp_path / "truncated.tflite"
     truncated.write_bytes(INT8.read_bytes()[:2000])
     for arguments, message in [
@@ -177,7 +169,7 @@ def test_bad_input_is_one_line_and_exit_2(call: Any, tmp_path: Path) -> None:
         assert message in said and len(said.splitlines()) == 1
 
 
-def test_the_files_of_a_job(call: Any, tmp_path: Path) -> None:
+def test_the_files_of_a_job(call: Verb, tmp_path: Path) -> None:
     ran = json.loads(
         call(
             "bench",

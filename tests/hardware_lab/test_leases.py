@@ -26,7 +26,7 @@ from benchmarks.postgresql_server import PostgresqlServer
 from hardware_lab import database
 from hardware_lab import runner as runner_module
 from hardware_lab.inventory import Demand, Inventory
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.lab import Lab, open_lab
 from hardware_lab.locks import Lock
 from hardware_lab.runner import Runner, run_jobs
@@ -50,7 +50,7 @@ def runner(
 
 
 def submit(store: Lab, demand: Demand) -> Job:
-    return store.submit(INT8, demand, repetitions=1, warmup=0)
+    return store.submit(INT8, demand, JobOptions(repetitions=1, warmup=0))
 
 
 def all_is_well(store: Lab, folder: Path, jobs: list[Job]) -> None:

@@ -17,7 +17,7 @@ from coralline.errors import UserError
 from coralline.runtime.measurement import Measurement
 from hardware_lab import commits, nights
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.store import Store
 from hardware_lab.trend_page import figure, sentence, write_page
 from hardware_lab.trends import Series, Trend
@@ -39,9 +39,7 @@ def submit(store: Store, night: str, commit: str | None = None) -> Job:
     return store.submit(
         MODEL,
         Demand(SERIES.board),
-        repetitions=1,
-        warmup=0,
-        labels=nights.labels("nightly", night, SERIES, commit),
+        JobOptions(repetitions=1, warmup=0, labels=nights.labels("nightly", night, SERIES, commit)),
     )
 
 
@@ -72,7 +70,9 @@ def test_series_are_found_and_judged(where: str) -> None:
     store = Store(where)
     jobs = spend(store, 1, 1, 1, 1.3)
     # What is not of a night, or has not ended, is not looked at.
-    store.submit(MODEL, Demand("host"), repetitions=1, warmup=0, labels={"nightly": "nightly"})
+    store.submit(
+        MODEL, Demand("host"), JobOptions(repetitions=1, warmup=0, labels={"nightly": "nightly"})
+    )
     submit(store, "later")
     [trend] = nights.read_trends(store)
     assert trend.series == SERIES
@@ -150,13 +150,15 @@ def test_the_worst_series_comes_first(tmp_path: Path) -> None:
             job = store.submit(
                 MODEL,
                 Demand(board),
-                repetitions=1,
-                warmup=0,
-                labels=nights.labels("nightly", night, replace(SERIES, board=board), None),
+                JobOptions(
+                    repetitions=1,
+                    warmup=0,
+                    labels=nights.labels("nightly", night, replace(SERIES, board=board), None),
+                ),
             )
             take(store, job, slower(times))
     gone = nights.labels("nightly", "n1", replace(SERIES, board="gone"), None)
-    job = store.submit(MODEL, Demand("gone"), repetitions=1, warmup=0, labels=gone)
+    job = store.submit(MODEL, Demand("gone"), JobOptions(repetitions=1, warmup=0, labels=gone))
     store.cancel([job.id], reason="away")
     found = [trend.series.board for trend in nights.read_trends(store)]
     assert found == ["slower", "slow", "gone", "calm"]

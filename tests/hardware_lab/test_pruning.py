@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from scripted_board import measurement
+from service_server import serving
 
 from coralline.errors import UserError
 from hardware_lab import database
 from hardware_lab.artifacts import File, Files
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
+from hardware_lab.lab import Lab, open_lab
 from hardware_lab.locks import Lock
-from hardware_lab.pruning import prune
 from hardware_lab.store import Store
 
 DAY_S = 24 * 3600.0
@@ -35,9 +37,22 @@ def store(tmp_path: Path, clock: SimpleNamespace) -> Store:
     return Store(tmp_path / "lab")
 
 
+@pytest.fixture(params=["database", "service"])
+def lab(
+    request: pytest.FixtureRequest, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Lab]:
+    """The lab as who prunes it sees it."""
+    if request.param == "database":
+        yield store
+        return
+    monkeypatch.setenv("CORALLINE_HOME", str(tmp_path / "home"))
+    with serving(store) as url:
+        yield open_lab(url)
+
+
 def submit(store: Store, tmp_path: Path, name: str) -> Job:
     (tmp_path / name).write_text(name)
-    return store.submit(tmp_path / name, Demand(name), repetitions=1, warmup=0)
+    return store.submit(tmp_path / name, Demand(name), JobOptions(repetitions=1, warmup=0))
 
 
 def run(store: Store, job: Job, tmp_path: Path) -> Job:
@@ -50,7 +65,9 @@ def run(store: Store, job: Job, tmp_path: Path) -> Job:
     return store.job(job.id)
 
 
-def test_what_jobs_need_stays(store: Store, tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_what_jobs_need_stays(
+    lab: Lab, store: Store, tmp_path: Path, clock: SimpleNamespace
+) -> None:
     old, waiting, both = (submit(store, tmp_path, name) for name in ("old", "waiting", "both"))
     run(store, old, tmp_path), run(store, both, tmp_path)
     clock.now += 50 * DAY_S
@@ -59,9 +76,9 @@ def test_what_jobs_need_stays(store: Store, tmp_path: Path, clock: SimpleNamespa
     clock.now += 50 * DAY_S
     raw = [store.files(job.id).kept["samples.parquet"].ref for job in (old, both, again)]
 
-    assert prune(store, 101 * DAY_S).artifacts == ()
+    assert lab.prune(101 * DAY_S).artifacts == ()
     wanted = {old.artifact, raw[0], raw[1]}
-    found = prune(store, 90 * DAY_S, dry_run=True)
+    found = lab.prune(90 * DAY_S, dry_run=True)
     assert {artifact.ref for artifact in found.artifacts} == wanted
     assert found.to_json()["size_bytes"] == sum(store.artifacts.size(r) or 0 for r in wanted)
     assert all(store.artifacts.size(ref) is not None for ref in wanted)
@@ -69,7 +86,7 @@ def test_what_jobs_need_stays(store: Store, tmp_path: Path, clock: SimpleNamespa
     left = Path(store.artifacts.where) / "unfinished" / "left"
     left.write_bytes(b"half")
     os.utime(left, (1000, 1000))
-    found = prune(store, 90 * DAY_S)
+    found = lab.prune(90 * DAY_S)
     assert {artifact.ref for artifact in found.artifacts} == wanted and found.unfinished == 1
     assert {a.ref for a in store.artifacts.stored()} == {
         waiting.artifact,
@@ -87,11 +104,11 @@ def test_what_has_just_been_put_stays(store: Store, tmp_path: Path, clock: Simpl
     clock.now += 100 * DAY_S
     # As somebody puts it, who will submit a job the next moment.
     os.utime(path, (clock.now, clock.now))
-    assert prune(store, 90 * DAY_S).artifacts == ()
+    assert store.prune(90 * DAY_S).artifacts == ()
     os.utime(path, (1000, 1000))
-    assert len(prune(store, 90 * DAY_S).artifacts) == 1
+    assert len(store.prune(90 * DAY_S).artifacts) == 1
 
 
-def test_what_is_young_cannot_be_pruned(store: Store) -> None:
+def test_what_is_young_cannot_be_pruned(lab: Lab) -> None:
     with pytest.raises(UserError, match="only what is older than 2 days"):
-        prune(store, DAY_S)
+        lab.prune(DAY_S)

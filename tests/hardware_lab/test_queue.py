@@ -15,7 +15,7 @@ from sqlalchemy import text
 from coralline.errors import DeviceError, UserError
 from hardware_lab import database
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import MOST_PRIORITY, Job
+from hardware_lab.jobs import MOST_PRIORITY, Job, JobOptions
 from hardware_lab.lab import Lab, open_lab
 from hardware_lab.locks import Lock
 from hardware_lab.store import AGEING_S, Store
@@ -39,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 
 
 def submit(store: Lab, demand: Demand = BOARD, **options: Any) -> Job:
-    return store.submit(INT8, demand, repetitions=1, warmup=0, **options)
+    return store.submit(INT8, demand, JobOptions(repetitions=1, warmup=0, **options))
 
 
 def claim(store: Lab, demand: Demand = BOARD, board: str = "b0", runner: str = "r") -> Job:
@@ -191,9 +191,10 @@ def test_what_cannot_be_submitted(store: Lab, tmp_path: Path) -> None:
     for options, said in [
         ({"priority": MOST_PRIORITY + 1}, "priority is 11; it must be at most 10"),
         ({"priority": -11}, "at least -10"),
-        ({"deadline_s": 0}, "deadline is in 0 s; it must be above 0"),
-        ({"deadline_s": float("nan")}, "deadline is in nan s"),
+        ({"deadline_s": 0}, "deadline_s is 0; it must be above 0"),
+        ({"deadline_s": float("nan")}, "deadline_s is nan; it must be above 0"),
         ({"deadline_s": 1e12}, "at most"),
+        ({"seconds": 0.0}, "seconds is 0.0; it must be above 0"),
         ({"max_attempts": 0}, "max_attempts is 0"),
     ]:
         with pytest.raises(UserError, match=said):

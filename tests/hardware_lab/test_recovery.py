@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from scripted_board import ScriptedBoard, notes
+from waiting import wait_for
 
 from coralline.errors import DeviceError, UserError
 from coralline.runtime.child import Stop, never
@@ -21,6 +23,7 @@ from hardware_lab.boards.host import Host
 from hardware_lab.boards.ssh import Ssh
 from hardware_lab.checks import UnfitError, check, survey
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import JobOptions, View
 from hardware_lab.lab import Lab, open_lab
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
@@ -53,7 +56,7 @@ class SickBoard(ScriptedBoard):
     may_restart: bool = True
     restarts_in_s: float = 0.0
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         if not self.patient.is_well:
             raise self.patient.hurts
         return "well"
@@ -123,7 +126,7 @@ def test_steps_grow_harsher_until_one_helps(
     board = SickBoard("b0", tmp_path)
     patient = board.patient
     patient.cure, patient.is_well = cure, False
-    job = store.submit(INT8, Demand("b0"), repetitions=1, warmup=0)
+    job = store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0))
     run_jobs(store, lab_of(board))
     if cure == "none":  # until its strikes are used up
         assert patient.done == STEPS[:done] * health.STRIKES
@@ -137,6 +140,34 @@ def test_steps_grow_harsher_until_one_helps(
     assert helped.startswith(f"unknown: {cure} helped after ") and good == "good: well"
     if cure != "reconnect":
         assert log[1] == "unknown: reconnect did not help: no answer"
+
+
+def test_a_runner_that_is_interrupted_leaves_a_check_that_hangs(
+    store: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = Event()
+
+    def check(self: SickBoard, stop: Stop = never) -> str:
+        begun.set()
+        wait_for(stop)
+        raise DeviceError("stopped", retryable=True)
+
+    monkeypatch.setattr(SickBoard, "check", check)
+    real = type(store).look
+
+    def look(self: Lab, group: str | None = None) -> View:
+        if begun.is_set():
+            raise KeyboardInterrupt
+        return real(self, group)
+
+    monkeypatch.setattr(type(store), "look", look)
+    board = SickBoard("b0", tmp_path)
+    job = store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0))
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(store, lab_of(board))
+    assert store.job(job.id).state == "queued"
+    # The board is not to blame, and nothing was done to it.
+    assert store.health.known()["b0"].strikes == 0 and board.patient.done == []
 
 
 def test_a_board_that_vanishes_under_a_job(
@@ -156,7 +187,7 @@ def test_a_board_that_vanishes_under_a_job(
         return real(self, *arguments)
 
     monkeypatch.setattr(ScriptedBoard, "measure", measure)
-    jobs = [store.submit(INT8, Demand("b0"), repetitions=1, warmup=0) for _ in range(2)]
+    jobs = [store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0)) for _ in range(2)]
     run_jobs(store, lab_of(board))
     assert [store.job(job.id).state for job in jobs] == ["done", "done"]
     assert sorted(store.job(job.id).attempt for job in jobs) == [1, 2]

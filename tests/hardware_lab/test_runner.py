@@ -11,7 +11,6 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import event
@@ -25,7 +24,7 @@ from hardware_lab.artifacts.bundle import ref_of_model
 from hardware_lab.boards import Task
 from hardware_lab.compare import Comparison
 from hardware_lab.inventory import Demand, load_inventory
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
 
@@ -47,9 +46,15 @@ def store(tmp_path: Path) -> Store:
 
 
 def submit(
-    store: Store, path: Path, board: str = SIM, repetitions: int = 30, **options: Any
+    store: Store,
+    path: Path,
+    board: str = SIM,
+    repetitions: int = 30,
+    group: str | None = None,
+    against: Path | None = None,
 ) -> Job:
-    return store.submit(path, Demand(board), repetitions=repetitions, warmup=2, **options)
+    options = JobOptions(repetitions=repetitions, warmup=2, group=group)
+    return store.submit(path, Demand(board), options, against=against)
 
 
 def runner(store: Store, code: str = "") -> subprocess.Popen[bytes]:

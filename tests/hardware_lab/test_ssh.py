@@ -39,6 +39,7 @@ from hardware_lab.boards import Task, payload, ssh
 from hardware_lab.boards.ssh import PAYLOAD, Ssh
 from hardware_lab.checks import check
 from hardware_lab.inventory import Demand, Inventory, load_inventory
+from hardware_lab.jobs import JobOptions
 from hardware_lab.meters.replay import Replay
 from hardware_lab.power import CommandSwitch
 from hardware_lab.runner import run_jobs
@@ -167,7 +168,7 @@ def test_a_job_of_the_lab(board: Ssh, segments: Path, tmp_path: Path) -> None:
     inventory = load_inventory(lab)
     assert inventory.board("pi") == board
     store = Store(tmp_path / "lab")
-    job = store.submit(segments, Demand("pi"), repetitions=10, warmup=1)
+    job = store.submit(segments, Demand("pi"), JobOptions(repetitions=10, warmup=1))
     with store.lock(board.resource) as held:
         assert held is not None
         # Another runner has the board: the job waits, and the lab's lock is what it waits for.
@@ -188,7 +189,7 @@ def test_two_jobs_on_one_board_run_one_after_the_other(
     inventory = Inventory({"pi": board, "the same pi": twin}, {"pi": {}, "the same pi": {}})
     store = Store(tmp_path / "lab")
     for name in inventory.boards:
-        store.submit(segments, Demand(name), repetitions=300, warmup=1)
+        store.submit(segments, Demand(name), JobOptions(repetitions=300, warmup=1))
     runners = [Thread(target=run_jobs, args=(store, inventory), daemon=True) for _ in range(2)]
     for runner in runners:
         runner.start()
@@ -244,12 +245,16 @@ def test_nobody_listens(board: Ssh) -> None:
 
 @needs_sshd
 def test_a_server_that_never_answers(board: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "COMMAND_S", 1.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
+        board = replace(board, port=silent.getsockname()[1])
+        with pytest.raises(DeviceError, match="nobody waits for it") as caught:
+            board.check(lambda: True)
+        assert caught.value.retryable
+        monkeypatch.setattr(ssh, "COMMAND_S", 1.0)
         with pytest.raises(DeviceError, match=r"no answer in 1 s") as caught:
-            replace(board, port=silent.getsockname()[1]).check()
+            board.check()
     assert caught.value.retryable
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 from scripted_board import scripted_lab
 from service_server import serving
+from verbs import Verb, verb
 
 from components.measuring import dispatch
 from coralline.devices.model import load_device
@@ -58,25 +57,12 @@ def runner(service: str, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def call(tmp_path: Path) -> Callable[..., str]:
-    """Calls a verb; gives what it printed, or why it failed."""
-
-    def run(*arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", "from coralline.cli.main import main; main()", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr
-        return done.stdout if code == 0 else done.stderr
-
-    return run
+def call(capsys: pytest.CaptureFixture[str]) -> Verb:
+    return verb(capsys)
 
 
 @pytest.mark.usefixtures("runner")
-def test_bench(store: Store, call: Callable[..., str]) -> None:
+def test_bench(store: Store, call: Verb) -> None:
     wait_until_known(store, "b1")
     said = call("bench", str(INT8), "--board", "b1", "-n", "20", "--json")
     assert json.loads(said)["board"] == "b1"
@@ -99,14 +85,14 @@ def test_dispatch(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("service")
-def test_no_runner_is_there(store: Store, call: Callable[..., str]) -> None:
+def test_no_runner_is_there(store: Store, call: Verb) -> None:
     said = call("bench", str(INT8), "--board", "b0", code=2)
     assert "board 'b0' is not known; there is none at all" in said
     assert store.jobs() == []
 
 
 @pytest.mark.usefixtures("runner")
-def test_a_board_that_is_retired(store: Store, call: Callable[..., str]) -> None:
+def test_a_board_that_is_retired(store: Store, call: Verb) -> None:
     wait_until_known(store, "b0")
     store.health.set("b0", "retired", "sold")
     said = call("bench", str(INT8), "--board", "b0", "-n", "20", code=1)

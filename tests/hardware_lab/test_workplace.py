@@ -20,14 +20,14 @@ from scripted_board import measurement
 from small_disk import needs_root, small_disk
 
 from coralline.errors import DeviceError, UserError
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab import runner as runner_module
 from hardware_lab.artifacts import File, Files
 from hardware_lab.artifacts.download import DiskError
 from hardware_lab.boards import Task
 from hardware_lab.inventory import Demand, Inventory
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.lab import open_lab
 from hardware_lab.locks import Lock
 from hardware_lab.runner import Runner, run_jobs
@@ -48,7 +48,7 @@ class Writing:
 
     kind = "writing"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "writing"
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
@@ -76,7 +76,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def submit(store: Store) -> Job:
-    return store.submit(INT8, Demand("b0"), repetitions=10, warmup=1)
+    return store.submit(INT8, Demand("b0"), JobOptions(repetitions=10, warmup=1))
 
 
 def take_away(store: Store) -> None:
@@ -245,7 +245,7 @@ def test_who_shares_a_lab_must_share_its_artifacts(
 
 def test_files_that_are_stored_later(place: str) -> None:
     store = open_lab(place)
-    job = store.submit(INT8, Demand("b0"), repetitions=1, warmup=0)
+    job = store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0))
     late = Files({"power.parquet": File(job.artifact, 3)})
     assert not store.attach(job.id, 1, late)
     claimed = store.claim(Demand("b0"), "b0", "on-b0", Lock(-1, "here:1:1"), "r")
@@ -263,7 +263,7 @@ def test_the_disk_of_the_runner_is_full(tmp_path: Path, monkeypatch: pytest.Monk
     with small_disk(tmp_path / "disk", "1m") as resize:
         store = Store(tmp_path / "disk" / "lab")
         (tmp_path / "large").write_bytes(os.urandom(2_000_000))
-        job = store.submit(tmp_path / "large", Demand("b0"), repetitions=10, warmup=1)
+        job = store.submit(tmp_path / "large", Demand("b0"), JobOptions(repetitions=10, warmup=1))
         with pytest.raises(DiskError, match=r"No space left on device.*make room"):
             run_jobs(store, lab())
         assert store.job(job.id).state == "running"
@@ -290,7 +290,7 @@ def test_the_disk_of_the_artifacts_is_full(tmp_path: Path, monkeypatch: pytest.M
         assert store.measurement(job.id).latency_ms == (1.0, 2.0, 3.0)
         (tmp_path / "large").write_bytes(b"\1" * 100_000)
         with pytest.raises(DeviceError, match="No space left on device"):
-            store.submit(tmp_path / "large", Demand("b0"), repetitions=1, warmup=0)
+            store.submit(tmp_path / "large", Demand("b0"), JobOptions(repetitions=1, warmup=0))
         resize("8m")
         run_jobs(store, lab())
         all_is_kept(store, job, tmp_path)

@@ -37,18 +37,6 @@ def _tasks(documents: Documents) -> dict[str, Any]:
     return tasks
 
 
-def _executors(documents: Documents) -> dict[str, Any]:
-    executors: dict[str, Any] = documents[0]["deploymentSpec"]["executors"]
-    return executors
-
-
-def _loop(documents: Documents) -> dict[str, Any]:
-    task: dict[str, Any] = documents[0]["components"]["comp-for-loop-1"]["dag"]["tasks"][
-        "solve-labels"
-    ]
-    return task
-
-
 def _producer(documents: Documents) -> dict[str, Any]:
     inputs = _tasks(documents)["train-policy"]["inputs"]["artifacts"]
     producer: dict[str, Any] = inputs["graphs"]["taskOutputArtifact"]
@@ -95,41 +83,6 @@ FAULTS: list[tuple[Callable[[Documents], object], str]] = [
         "accelerator count '-1'",
     ),
     (lambda d: d[0].update(schemaVersion="2.2.0"), "schemaVersion is '2.2.0'.* takes 2.1.0 alone"),
-    (lambda d: d[0]["pipelineInfo"].update(name="-x"), "pipelineInfo.name '-x' is not"),
-    (lambda d: d[0].pop("pipelineInfo"), "pipelineInfo.name None is not"),
-    (lambda d: d.append(d[1]), "settings for Kubernetes in more than one document"),
-    (lambda d: d[0]["components"].update(root={"executorLabel": "exec-record"}), "is reserved"),
-    (
-        lambda d: d[0]["components"]["comp-record"].pop("executorLabel"),
-        "comp-record has neither tasks nor an executor",
-    ),
-    (
-        lambda d: _loop(d)["componentRef"].update(name="comp-for-loop-1"),
-        "comp-for-loop-1 -> comp-for-loop-1 goes round in a circle",
-    ),
-    (
-        lambda d: d[0]["components"]["comp-for-loop-1"]["dag"].update(tasks={}),
-        "comp-for-loop-1 has no task but for what is done at its end",
-    ),
-    (
-        lambda d: _executors(d).update({"exec-record": {"customJob": {}}}),
-        "exec-record is a customJob, and Kubeflow runs containers and importers alone",
-    ),
-    (
-        lambda d: (
-            _executors(d).update({"exec-record": {"importer": {"artifactUri": {"constant": "x"}}}}),
-            _tasks(d)["record"].update(triggerPolicy={"condition": "true"}),
-        ),
-        "task record imports under a condition",
-    ),
-    (
-        lambda d: _tasks(d).update({"x" * 122: _tasks(d)["record"]}),
-        "becomes 'x*-driver' in Argo, which takes at most 128",
-    ),
-    (
-        lambda d: _tasks(d).update({"a.b": _tasks(d)["record"]}),
-        "task a.b becomes 'a.b-driver' in Argo",
-    ),
     (lambda d: _tasks(d)["record"].pop("componentRef"), "task record has no component"),
 ]
 

@@ -274,7 +274,9 @@ def test_a_run_is_followed_to_its_end(stub: Stub, monkeypatch: pytest.MonkeyPatc
     assert seen == ["PENDING", "RUNNING", "CANCELING", "CANCELED"]
 
 
-def test_a_failed_run_says_why(stub: Stub) -> None:
+@pytest.mark.parametrize("gone_status", [500, 200])
+def test_a_failed_run_says_why(stub: Stub, gone_status: int) -> None:
+    stub.gone_status = gone_status
     server = Server(Access(stub.host))
     run_id = _submit(server)["run_id"]
     _finish(stub, "FAILED")
@@ -309,8 +311,13 @@ def test_a_failed_run_whose_pods_say_nothing_names_the_step(stub: Stub) -> None:
     assert error.startswith("dispatch left no message: out of memory or time")
     assert f"kubectl describe pod -l pipeline/runid={run_id}" in error
     assert list(server.logs(run_id)) == []
-    stub.kept["runs"][0]["run_details"]["task_details"] = []
-    assert server.run(run_id)["error"].startswith("no step began")
+    stub.faults["/log"] = [403]
+    assert server.run(run_id)["error"] == error
+    details = stub.kept["runs"][0]["run_details"]
+    details["task_details"] = [_node(WORKFLOW, "FAILED", 1, 1), _node("plan-driver", "FAILED", 1)]
+    assert server.run(run_id)["error"].startswith("plan could not be started; look at")
+    details["task_details"] = []
+    assert server.run(run_id)["error"].startswith("no step began; look at")
 
 
 def test_what_a_newer_server_says_of_a_step_is_believed(stub: Stub) -> None:

@@ -49,7 +49,7 @@ def an_input() -> ReportInput:
                 }
             ],
         ),
-        device_checks=[summarise("edgetpu-usb", [Prediction(PUBLISHED, 26.0)])],
+        device_checks=[summarise(load_device("edgetpu-usb"), [Prediction(PUBLISHED, 26.0)])],
         provenance={"code_version": "0.1.0"},
     )
 

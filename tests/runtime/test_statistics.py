@@ -101,10 +101,11 @@ def test_a_ratio_of_blocks_is_free_of_what_both_share() -> None:
 
 def test_marks() -> None:
     at, steady = np.arange(200.0), np.full(200, 5.0)
-    assert statistics.marks(steady, at, {"cores_busy_with_others": 0.1}) == ()
-    slower = np.where(at > 150, 6.0, 5.0) + 0.01 * (at % 7)
+    moved = statistics.drift(at, steady)
+    assert statistics.marks(moved, {"cores_busy_with_others": 0.1}) == ()
+    moved = statistics.drift(at, np.where(at > 150, 6.0, 5.0) + 0.01 * (at % 7))
     found = statistics.marks(
-        slower, at, {"cores_busy_with_others": 0.5, "throttle_events": 3, "lost_samples": 2.0}
+        moved, {"cores_busy_with_others": 0.5, "throttle_events": 3, "lost_samples": 2.0}
     )
     assert [mark.split(":")[0] for mark in found] == [
         "loaded",

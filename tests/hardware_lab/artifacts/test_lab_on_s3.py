@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +13,17 @@ import boto3
 import pytest
 from scripted_board import measurement
 from small_disk import needs_root, small_disk
+from verbs import verb
 
 from coralline.errors import DeviceError
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab import runner as runner_module
 from hardware_lab.artifacts import s3
 from hardware_lab.artifacts.server import Server
 from hardware_lab.boards import Task
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import JobOptions
 from hardware_lab.runner import run_jobs
 from hardware_lab.store import Store
 from hardware_lab.workplace import Workplace
@@ -42,7 +42,7 @@ class Tracing:
 
     kind = "tracing"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "tracing"
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
@@ -63,18 +63,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "SEND_S", 0.1)
 
 
-def test_a_job_from_submission_to_its_raw_files(bucket: str, tmp_path: Path) -> None:
+def test_a_job_from_submission_to_its_raw_files(
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = verb(capsys)
+
     def call(*arguments: str) -> Any:
-        program = "from coralline.cli.main import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments, "--json"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(said(*arguments, "--json"))
 
     place = ("--artifacts", f"s3://{bucket}/lab")
     job = call("lab", "submit", str(INT8), "--board", "host", "-n", "20", *place)
@@ -92,7 +91,7 @@ def test_the_server_is_stopped_and_started_during_a_job(
     bucket: str, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path / "lab", f"s3://{bucket}")
-    job = store.submit(INT8, Demand("b0"), repetitions=1, warmup=0)
+    job = store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0))
     trace = os.urandom(s3.PART_BYTES + 1_000_000)
     real, tries = Workplace.keep, []
 
@@ -124,7 +123,7 @@ def test_the_disk_of_the_server_is_full(tmp_path: Path, monkeypatch: pytest.Monk
                 monkeypatch.setenv(name, value)
             server.make_bucket("lab")
             store = Store(tmp_path / "lab", "s3://lab")
-            job = store.submit(INT8, Demand("b0"), repetitions=1, warmup=0)
+            job = store.submit(INT8, Demand("b0"), JobOptions(repetitions=1, warmup=0))
 
             def fill() -> None:
                 monkeypatch.setattr(runner_module, "PATIENCE_S", 0.2)

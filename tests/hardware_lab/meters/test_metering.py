@@ -18,7 +18,7 @@ from power_sources import meter_processes, rapl_tree, write_power
 from scripted_board import measurement
 
 from coralline.errors import DeviceError, UserError
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.energy import Identity, energy_record
 from coralline.runtime.measurement import Measurement
 from coralline.runtime.power import Trace, Window, read_trace, write_trace
@@ -167,7 +167,7 @@ class Metered:
     kind = "scripted"
     resource = "m0"
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "scripted"
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:

@@ -29,6 +29,7 @@ from waiting import wait_for
 from coralline.errors import DeviceError
 from coralline.report.page import number
 from hardware_lab.inventory import Demand
+from hardware_lab.jobs import JobOptions
 from hardware_lab.service.app import Settings, create_app
 from hardware_lab.service.gate import COOKIE
 from hardware_lab.service.views import running, span
@@ -103,10 +104,7 @@ def test_jobs_are_found_and_paged(own: PageLab) -> None:
             own.store.submit(
                 MODEL,
                 Demand("pi"),
-                repetitions=1,
-                warmup=0,
-                group="many",
-                labels={"odd": str(i % 2)},
+                JobOptions(repetitions=1, warmup=0, group="many", labels={"odd": str(i % 2)}),
             )
 
         def walk(path: str) -> list[str]:

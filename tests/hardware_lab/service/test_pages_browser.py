@@ -12,11 +12,12 @@ import uvicorn
 from browser import DESKTOP, PHONE, Browser
 from page_lab import EVIL, MODEL, PageLab, page_lab, sampled
 
-from coralline.runtime.child import Progress
+from coralline.runtime.child import Progress, Stop, never
 from coralline.runtime.measurement import Measurement
 from hardware_lab import runner
 from hardware_lab.boards import Task
 from hardware_lab.inventory import Demand, Inventory
+from hardware_lab.jobs import JobOptions
 from hardware_lab.runner import Runner
 from hardware_lab.service.app import Settings, create_app
 from hardware_lab.store import Store
@@ -187,7 +188,7 @@ class Stepper:
     def __init__(self) -> None:
         self.step = Event()
 
-    def check(self) -> str:
+    def check(self, stop: Stop = never) -> str:
         return "steps"
 
     def measure(self, task: Task, on_progress: Progress | None = None) -> Measurement:
@@ -208,7 +209,7 @@ def test_a_running_job_moves_and_its_result_appears(
     worker = Thread(
         target=Runner(store, Inventory({"stepper": board}, {"stepper": {}})).run, args=(over,)
     )
-    job = store.submit(MODEL, Demand("stepper"), repetitions=1024, warmup=0)
+    job = store.submit(MODEL, Demand("stepper"), JobOptions(repetitions=1024, warmup=0))
     browser.size(*PHONE)
     with served(store) as site:
         browser.open(f"{site}/jobs/{job.id}")

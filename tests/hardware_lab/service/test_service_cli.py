@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from verbs import run_verb
 
-from coralline.cli import main as command_line
 from coralline.errors import UserError
 from hardware_lab.logs import JsonLines
 from hardware_lab.service_cli import serve
@@ -20,15 +19,6 @@ from hardware_lab.store import Store
 @pytest.fixture
 def where(tmp_path: Path) -> str:
     return str(tmp_path / "lab")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["coralline", "lab", *arguments])
-        command_line.main()
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
 
 
 @pytest.mark.parametrize(
@@ -63,16 +53,16 @@ def test_an_address_that_is_not_here(where: str) -> None:
 def test_tokens(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     lab = ("--lab", where)
     options = ("--role", "submit", "--name", "ci", "--expires", "90d")
-    code, made, _ = run(capsys, "token", "add", *options, *lab)
+    code, made, _ = run_verb(capsys, "lab", "token", "add", *options, *lab)
     (kept,) = Store(where).tokens.known()
     assert code == 0 and kept.is_that(made.strip())
-    _, listed, _ = run(capsys, "token", "list", "--json", *lab)
+    _, listed, _ = run_verb(capsys, "lab", "token", "list", "--json", *lab)
     assert json.loads(listed)["tokens"] == [kept.to_json()] and kept.expires
-    code, _, said = run(capsys, "token", "add", "--role", "root", "--name", "x", *lab)
+    code, _, said = run_verb(capsys, "lab", "token", "add", "--role", "root", "--name", "x", *lab)
     assert code == 2 and "role 'root' is not known; choose submit, run, admin" in said
-    assert run(capsys, "token", "remove", "ci", *lab)[0] == 0
+    assert run_verb(capsys, "lab", "token", "remove", "ci", *lab)[0] == 0
     assert Store(where).tokens.known() == []
-    code, _, said = run(capsys, "token", "list", "--lab", "http://127.0.0.1:1")
+    code, _, said = run_verb(capsys, "lab", "token", "list", "--lab", "http://127.0.0.1:1")
     assert code == 2 and "tokens are made where the lab's database is" in said
 
 

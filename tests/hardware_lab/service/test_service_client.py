@@ -20,6 +20,7 @@ from hardware_lab import database
 from hardware_lab.artifacts import File, Files
 from hardware_lab.compare import Comparison
 from hardware_lab.inventory import Demand
+from hardware_lab.jobs import JobOptions
 from hardware_lab.lab import Lab, open_lab
 from hardware_lab.locks import Lock
 from hardware_lab.runner import run_jobs
@@ -85,7 +86,7 @@ def lossy(proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch) -> Lossy:
 
 
 def submit(lab: Lab, **options: Any) -> Any:
-    return lab.submit(INT8, BOARD, repetitions=1, warmup=0, **options)
+    return lab.submit(INT8, BOARD, JobOptions(repetitions=1, warmup=0, **options))
 
 
 def claim(lab: Lab) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import psutil
@@ -19,10 +20,11 @@ from service_server import ServiceProcess, serving
 from waiting import wait_for
 
 from coralline.errors import DeviceError, UserError
-from hardware_lab.artifacts import Artifacts, MissingError, ref_of
+from hardware_lab.artifacts import Artifacts, MissingError, hex_of, ref_of
 from hardware_lab.artifacts.download import download
 from hardware_lab.lab import open_lab
 from hardware_lab.service.files import byte_range
+from hardware_lab.service.transport import Http
 from hardware_lab.store import Store
 
 DATA = os.urandom(300_000)
@@ -60,6 +62,29 @@ def test_what_is_put_is_there(artifacts: Artifacts, store: Store, tmp_path: Path
             assert stream.read() == DATA[start:]
     download(artifacts, REF, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == DATA
+
+
+def test_what_the_lab_has_is_not_sent_again(
+    artifacts: Artifacts, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    send = Http.send
+
+    def counted(http: Http, path: str, stream: BinaryIO, size_bytes: int) -> None:
+        sent.append(size_bytes)
+        send(http, path, stream, size_bytes)
+
+    monkeypatch.setattr(Http, "send", counted)
+    assert not artifacts.renew(REF, len(DATA))
+    artifacts.put(BytesIO(DATA))
+    assert not artifacts.renew(REF, len(DATA) - 1)
+    path = next(Path(store.artifacts.where).glob(f"??/??/{hex_of(REF)}"))
+    os.utime(path, (1, 1))
+    assert artifacts.put(BytesIO(DATA)) == REF
+    assert sent == [len(DATA)]
+    # It counts as put now: `prune` leaves it to the job that is about to name it.
+    [kept] = store.artifacts.stored()
+    assert kept.put_at > time.time() - 3600
 
 
 def test_a_stream_that_cannot_be_read_again(artifacts: Artifacts) -> None:

@@ -30,7 +30,7 @@ from coralline.graph import read_graph
 from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.split import split_model
 from hardware_lab.inventory import Demand
-from hardware_lab.jobs import Job
+from hardware_lab.jobs import Job, JobOptions
 from hardware_lab.lab import open_lab
 from hardware_lab.service.transport import CA, TOKEN, TOKEN_FILE
 from hardware_lab.store import HOLD_S, Store
@@ -135,7 +135,7 @@ def test_each_process_is_killed_while_it_works(
             on_the_board(tmp_path)[0].kill()
             wait_for(lambda: done(first), 120)
 
-            second = lab.submit(segments, Demand("pi"), repetitions=2000, warmup=1)
+            second = lab.submit(segments, Demand("pi"), JobOptions(repetitions=2000, warmup=1))
             wait_for(works, 120)
             service.process.kill()
             gone = time.monotonic()
@@ -144,7 +144,7 @@ def test_each_process_is_killed_while_it_works(
             back_after_s = time.monotonic() - gone
             wait_for(lambda: done(second), 120)
 
-            third = lab.submit(segments, Demand("pi"), repetitions=2000, warmup=1)
+            third = lab.submit(segments, Demand("pi"), JobOptions(repetitions=2000, warmup=1))
             wait_for(works, 120)
             runner.process.kill()
             runner.process.wait()
@@ -188,7 +188,7 @@ def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert service.url.startswith("https://")
         monkeypatch.setenv(CA, str(cert))
         lab = open_lab(service.url)
-        job = lab.submit(INT8, Demand("pi"), repetitions=1, warmup=0)
+        job = lab.submit(INT8, Demand("pi"), JobOptions(repetitions=1, warmup=0))
         assert lab.job(job.id) == job
         monkeypatch.delenv(CA)
         with pytest.raises(UserError, match=f"cannot be trusted.*--ca, or set {CA}"):

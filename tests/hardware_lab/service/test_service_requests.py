@@ -18,6 +18,7 @@ from service_server import serving
 
 from coralline.runtime.measurement import Measurement
 from hardware_lab.inventory import Demand
+from hardware_lab.jobs import JobOptions
 from hardware_lab.lab import open_lab
 from hardware_lab.locks import Lock
 from hardware_lab.store import Store
@@ -46,7 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def client(store: Store) -> Iterator[httpx.Client]:
-    with serving(store) as url, httpx.Client(base_url=url) as client:
+    with serving(store) as url, httpx.Client(base_url=url, timeout=60.0) as client:
         yield client
 
 
@@ -181,7 +182,7 @@ def test_no_request_breaks_the_service(
 )
 def test_results_that_are_none(client: httpx.Client, store: Store, change: dict[str, Any]) -> None:
     store.cancel([job.id for job in store.jobs() if job.state in ("queued", "running")])
-    job = store.submit(INT8, BOARD, repetitions=1, warmup=0)
+    job = store.submit(INT8, BOARD, JobOptions(repetitions=1, warmup=0))
     claimed = store.claim(BOARD, "b0", "on-b0", Lock(-1, "here"), "r")
     assert claimed is not None
     at = f"/api/v1/jobs/{job.id}/attempts/1/result"
@@ -199,7 +200,7 @@ def test_metrics(client: httpx.Client, store: Store) -> None:
     store.cancel([job.id for job in store.jobs() if job.state in ("queued", "running")])
     lab = open_lab(str(client.base_url))
     for demand in (Demand("b0"), Demand(None, {"edgetpu": 2}), Demand(None, {"edgetpu": 2})):
-        store.submit(INT8, demand, repetitions=1, warmup=0)
+        store.submit(INT8, demand, JobOptions(repetitions=1, warmup=0))
     claimed = lab.claim(Demand("b0"), "b0", "on-b0", Lock(-1, "here"), "r")
     assert claimed is not None
     lab.finish(claimed, measurement(id=claimed.id))

@@ -99,6 +99,14 @@ def test_every_step_may_leave_its_failure_and_what_writes_to_mlflow_needs_it(
 
 
 @pytest.mark.parametrize("golden", [GOLDEN, NIGHTLY])
+def test_every_step_says_what_it_does(golden: Path) -> None:
+    executors, _ = _documents(golden)
+    for name, executor in executors.items():
+        step = name.removeprefix("exec-")
+        assert f'with step("{step}"' in executor["container"]["command"][-1], name
+
+
+@pytest.mark.parametrize("golden", [GOLDEN, NIGHTLY])
 def test_every_step_is_told_the_name_of_its_pipeline(golden: Path) -> None:
     executors, _ = _documents(golden)
     for name, executor in executors.items():

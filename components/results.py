@@ -28,7 +28,7 @@ def sum_costs(
     """
     from pathlib import Path
 
-    from components.steps import write_costs
+    from components.steps import step, write_costs
 
     several = [
         *(generate_graphs or ()),
@@ -42,7 +42,8 @@ def sum_costs(
         *(measure, validate_measurements, write_night),
     ]
     found = [*several, *(one for one in single if one)]
-    write_costs([Path(one.path) for one in found], Path(costs.path))
+    with step("sum-costs"):
+        write_costs([Path(one.path) for one in found], Path(costs.path))
 
 
 @component

@@ -39,12 +39,12 @@ _step = ""
 
 
 @contextmanager
-def step(name: str, cost: Any) -> Iterator[None]:
+def step(name: str, cost: Any = None) -> Iterator[None]:
     """Say that a step begins and how it ends, and leave what it used.
 
     Args:
         name: Of the component.
-        cost: KFP's output artifact of type Metrics.
+        cost: KFP's output artifact of type Metrics; None for the step that sums them up.
     """
     global _step
     _step = name
@@ -62,10 +62,11 @@ def step(name: str, cost: Any) -> Iterator[None]:
         "cpu_seconds": round(_cpu_seconds() - cpu_before, 3),
         "peak_bytes": _peak_bytes(),
     }
-    for key, value in used.items():
-        cost.log_metric(key, value)
-    record = {"schema": SCHEMA, "step": name, "execution": execution(), "started_at": began}
-    write_text(Path(cost.path), json.dumps({**record, **used}) + "\n")
+    if cost is not None:
+        for key, value in used.items():
+            cost.log_metric(key, value)
+        record = {"schema": SCHEMA, "step": name, "execution": execution(), "started_at": began}
+        write_text(Path(cost.path), json.dumps({**record, **used}) + "\n")
     say("ended", **used)
 
 

@@ -68,6 +68,12 @@ def test_a_step_that_fails_says_so_in_one_line(
     assert not (tmp_path / "cost.json").exists()
 
 
+def test_a_step_without_a_cost_says_so_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    with steps.step("sum-costs"):
+        pass
+    assert [line["coralline"] for line in lines(capsys.readouterr().err)] == ["started", "ended"]
+
+
 def test_costs_are_summed_by_step_and_know_what_was_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -423,6 +423,15 @@ def test_the_verbs(
     parameters = stub.kept["runs"][0]["runtime_config"]["parameters"]
     assert parameters["stages"] == [2]
     assert len(parameters["code_version"]) == 12
+    monkeypatch.delenv("CORALLINE_LAB", raising=False)
+    for unreachable, said in (
+        ("models=[net.tflite]", "net.tflite: no such file"),
+        ("models=[resnet]", "'resnet' is not in the zoo"),
+        ("inventory=lab.yaml", "--set inventory: no pod can read it"),
+    ):
+        assert _main(monkeypatch, "submit", "respect", "--set", unreachable) == 2
+        assert said in capsys.readouterr().err
+    assert len(stub.kept["runs"]) == 1
     scheduled = told("schedule", "respect", "--cron", CRON)
     assert scheduled["change"] == "created"
     assert "T02:00:00" in scheduled["next_utc"]

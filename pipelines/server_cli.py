@@ -43,7 +43,7 @@ def add(verb: typer.Typer) -> None:
     """Add the verbs."""
     at = "--host http://localhost:8888"
     for function, example in (
-        (submit, f"submit respect {at} --set models=[mobilenet_v2]"),
+        (submit, rf"submit respect {at} --set models=\[mobilenet_v2]"),
         (schedule, f'schedule respect {at} --cron "0 0 2 * * *"'),
         (runs, f"runs {at}"),
         (status, f"status RUN {at} --watch"),

@@ -13,30 +13,21 @@ def build_model(
     cost: dsl.Output[dsl.Metrics],
     missing_as: str = "",
 ) -> None:
-    """Build and quantise one model of the zoo, or take a .tflite by its path.
+    """Build and quantise one model of the zoo, or take a .tflite that is there.
 
     Args:
-        name: Of the zoo (`coralline zoo list`), or a path that ends in .tflite.
+        name: As components.model_source takes it.
         missing_as: Name under which a model that cannot be had is left as missing to the steps
             after this; empty to end the run. Likewise in the other steps of this file.
     """
-    import shutil
     from pathlib import Path
 
     from components.missing import noted
+    from components.model_source import get_model
     from components.steps import step
-    from coralline.errors import UserError
 
     with step("build-model", cost), noted(folder := Path(model.path), missing_as):
-        folder.mkdir(parents=True)
-        if name.endswith(".tflite"):
-            if not Path(name).is_file():
-                raise UserError(f"{name}: no such file; give the path of a .tflite model")
-            shutil.copy(name, folder / Path(name).name)
-        else:
-            from training.zoo import build_model
-
-            build_model(name, folder)
+        get_model(name, folder)
         model.metadata["name"] = name
 
 

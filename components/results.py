@@ -28,7 +28,7 @@ def sum_costs(
     """
     from pathlib import Path
 
-    from components.steps import write_costs
+    from components.steps import step, write_costs
 
     several = [
         *(generate_graphs or ()),
@@ -42,7 +42,8 @@ def sum_costs(
         *(measure, validate_measurements, write_night),
     ]
     found = [*several, *(one for one in single if one)]
-    write_costs([Path(one.path) for one in found], Path(costs.path))
+    with step("sum-costs"):
+        write_costs([Path(one.path) for one in found], Path(costs.path))
 
 
 @component
@@ -64,7 +65,7 @@ def write_report(
     from pathlib import Path
 
     from components.reporting import Findings, write_report
-    from components.steps import step
+    from components.steps import step, whole_numbers
 
     with step("write-report", cost):
         found = Findings(
@@ -77,7 +78,7 @@ def write_report(
         )
         write_report(
             found,
-            dict(parameters),
+            whole_numbers(parameters),
             execution,
             Path(report.path),
             Path(figures.path),
@@ -104,7 +105,7 @@ def record(
     from pathlib import Path
 
     from components.reporting import Findings, record
-    from components.steps import step
+    from components.steps import step, whole_numbers
 
     with step("record", cost):
         found = Findings(
@@ -119,7 +120,7 @@ def record(
             found,
             Path(report.path),
             Path(figures.path),
-            dict(parameters),
+            whole_numbers(parameters),
             execution,
             code_version,
         )
@@ -138,11 +139,15 @@ def write_night(
     from pathlib import Path
 
     from components.nightly import write_night
-    from components.steps import step
+    from components.steps import step, whole_numbers
 
     with step("write-night", cost):
         write_night(
-            Path(trends.path), dict(parameters), code_version, Path(report.path), Path(table.path)
+            Path(trends.path),
+            whole_numbers(parameters),
+            code_version,
+            Path(report.path),
+            Path(table.path),
         )
 
 
@@ -160,7 +165,7 @@ def record_night(
     from pathlib import Path
 
     from components.nightly import record_night
-    from components.steps import step
+    from components.steps import step, whole_numbers
 
     with step("record-night", cost):
         return record_night(
@@ -168,7 +173,7 @@ def record_night(
             Path(measurements.path),
             Path(report.path),
             Path(costs.path),
-            dict(parameters),
+            whole_numbers(parameters),
             code_version,
         )
 

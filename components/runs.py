@@ -47,7 +47,10 @@ def _find(name: str, known: Sequence[Run]) -> Run:
         finished = [run for run in known if run.info.status == "FINISHED"]
         back = int(latest[1] or 0)
         if back >= len(finished):
-            raise UserError(f"{name}: only {len(finished)} runs have finished; {_newest(known)}")
+            raise UserError(
+                f"{name}: runs that ended well: {len(finished)}; name another by its id; "
+                f"{_newest(known)}"
+            )
         return finished[back]
     found = [run for run in known if name in _names(run)]
     if not found and name:

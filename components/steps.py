@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,12 +39,12 @@ _step = ""
 
 
 @contextmanager
-def step(name: str, cost: Any) -> Iterator[None]:
+def step(name: str, cost: Any = None) -> Iterator[None]:
     """Say that a step begins and how it ends, and leave what it used.
 
     Args:
         name: Of the component.
-        cost: KFP's output artifact of type Metrics.
+        cost: KFP's output artifact of type Metrics; None for the step that sums them up.
     """
     global _step
     _step = name
@@ -61,10 +62,11 @@ def step(name: str, cost: Any) -> Iterator[None]:
         "cpu_seconds": round(_cpu_seconds() - cpu_before, 3),
         "peak_bytes": _peak_bytes(),
     }
-    for key, value in used.items():
-        cost.log_metric(key, value)
-    record = {"schema": SCHEMA, "step": name, "execution": execution(), "started_at": began}
-    write_text(Path(cost.path), json.dumps({**record, **used}) + "\n")
+    if cost is not None:
+        for key, value in used.items():
+            cost.log_metric(key, value)
+        record = {"schema": SCHEMA, "step": name, "execution": execution(), "started_at": began}
+        write_text(Path(cost.path), json.dumps({**record, **used}) + "\n")
     say("ended", **used)
 
 
@@ -102,6 +104,12 @@ def current_step() -> str:
 def execution() -> str:
     """Id of the execution that this process is part of; empty outside of one."""
     return os.environ.get(EXECUTION, "")
+
+
+def whole_numbers(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The same, where KFP has written 24 as 24.0, as it does in a dictionary."""
+    whole = re.compile(r"^(-?[0-9]+)\.0$")
+    return {name: whole.sub(r"\1", str(value)) for name, value in parameters.items()}
 
 
 def write_costs(files: Iterable[Path], out: Path) -> None:

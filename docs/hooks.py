@@ -78,7 +78,8 @@ def _verb(command: Any, path: tuple[str, ...]) -> str:
     arguments = [p for p in parameters if p.param_type_name == "argument"]
     verb = ["VERB", "..."] if hasattr(command, "commands") else []
     usage = " ".join([*path, "[OPTIONS]", *(_metavar(p) for p in arguments), *verb])
-    help_text, example = inspect.cleandoc(command.help), str(command.epilog)
+    # In a terminal brackets are markup, and written with a backslash.
+    help_text, example = inspect.cleandoc(command.help), command.epilog.replace("\\[", "[")
     title = " ".join(path[1:]) or path[0]
     lines = [f"## {title}", "", help_text, "", "```sh", usage, "```", ""]
     for parameter in parameters:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from coralline.errors import UserError
@@ -34,6 +36,29 @@ def read_arguments(name: str, settings: list[str]) -> dict[str, Any]:
     if missing:
         raise UserError(f"pipeline {name} needs --set {missing[0]}=VALUE; it has no default")
     return given
+
+
+def within_reach(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a run in a cluster: models that are files here go to the lab's service.
+
+    Args:
+        name: As `read_arguments` takes it; of the files of other pipelines nothing is known.
+
+    Raises:
+        UserError: A pod cannot have a model or the inventory.
+        DeviceError: The lab's service does not answer.
+    """
+    from components.model_source import hand_over
+    from pipelines.registry import NAMES
+
+    if name not in NAMES:
+        return dict(arguments)
+    if arguments.get("inventory"):
+        raise UserError("--set inventory: no pod can read it; a runner of the lab has its own")
+    if "models" not in arguments:
+        return dict(arguments)
+    service = os.environ.get("CORALLINE_LAB", "")
+    return {**arguments, "models": hand_over(arguments["models"], service)}
 
 
 def _parsed(setting: str) -> tuple[str, Any]:

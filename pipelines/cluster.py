@@ -68,10 +68,18 @@ def may_retry(task: dsl.PipelineTask) -> dsl.PipelineTask:
     )
 
 
-def with_lab(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Give a step the lab's address: what the lab remembers must outlive the step's pod."""
+def with_lab(task: dsl.PipelineTask, *, required: bool = True) -> dsl.PipelineTask:
+    """Give a step the lab's address.
+
+    Args:
+        required: The step's pod does not start without the secret: what the lab remembers must
+            outlive the pod. Else a step without it uses boards of its own pod.
+    """
     return kubernetes.use_secret_as_env(
-        task, LAB_SECRET, {"url": "CORALLINE_LAB", "token": "CORALLINE_LAB_TOKEN"}
+        task,
+        LAB_SECRET,
+        {"url": "CORALLINE_LAB", "token": "CORALLINE_LAB_TOKEN"},
+        optional=not required,
     )
 
 

@@ -16,7 +16,7 @@ from components.labels import cut_shards, generate_graphs, join_shards, solve_la
 from components.models import build_model, compile_segments, plan_and_partition
 from components.policy import evaluate_policy, judge_policy, train_policy
 from components.results import record, sum_costs, write_report
-from pipelines.cluster import may_retry, near_boards, needs
+from pipelines.cluster import may_retry, near_boards, needs, with_lab
 
 
 @dsl.pipeline(
@@ -64,7 +64,7 @@ def respect(
         training_share: Share of the graphs to train on; the rest measures the policy.
         training_epochs: Passes over the training graphs, at most.
         training_time_limit_s: For the policy.
-        models: Names in the zoo, or paths of .tflite files.
+        models: Names in the zoo, paths of .tflite files, or FILE.tflite@sha256:... of the lab.
         stages: Numbers of pipeline stages to plan for.
         planners: Names of planners.
         device: Device model to plan for.
@@ -77,9 +77,14 @@ def respect(
     """
     # Names this execution in the lab and in MLflow.
     execution = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    # Not the lists: what is recorded of each model says them.
     parameters = {
         "graph_family": graph_family,
+        "graph_count": graph_count,
+        "graph_nodes": graph_nodes,
+        "label_stages": label_stages,
         "device": device,
+        "plan_time_limit_s": plan_time_limit_s,
         "seed": seed,
         "repetitions": repetitions,
         "code_version": code_version,
@@ -135,7 +140,7 @@ def respect(
     needs(may_retry(judged), cpu="1", memory="2Gi", minutes=60, tracking=True)
     with dsl.ParallelFor(models) as name:
         model = build_model(name=name, code_version=code_version)
-        needs(may_retry(model), cpu="2", memory="4Gi", minutes=60)
+        needs(with_lab(may_retry(model), required=False), cpu="2", memory="4Gi", minutes=60)
         planned = plan_and_partition(
             model=model.outputs["model"],
             policy=policy.outputs["policy"],
@@ -156,7 +161,12 @@ def respect(
         repetitions=repetitions,
         inventory=inventory,
     ).set_caching_options(False)
-    needs(near_boards(may_retry(measured)), cpu="2", memory="4Gi", minutes=240)
+    needs(
+        near_boards(with_lab(may_retry(measured), required=False)),
+        cpu="2",
+        memory="4Gi",
+        minutes=240,
+    )
     checked = validate_measurements(measurements=measured.outputs["measurements"])
     needs(checked, cpu="500m", memory="2Gi", minutes=30)
     costs = sum_costs(

@@ -305,11 +305,11 @@ class Server:
     def _why(self, run_id: str, there: list[Any]) -> str:
         """What the failed steps' logs say."""
         broken = [node for node in there if node.state == "FAILED"]
-        logs = (self._log(run_id, pod) for _, pod in nodes.pods(broken))
-        said = nodes.failure(log for log in logs if log is not None)
-        if said is not None:
-            return said
-        return (
+        logs = []
+        with contextlib.suppress(DeviceError):  # who may not read logs still sees the run
+            for _, pod in nodes.pods(broken):
+                logs.append(self._log(run_id, pod) or "")
+        return nodes.failure(logs) or (
             f"{nodes.failed(there) or 'no step began'}; "
             f"look at `kubectl describe pod -l pipeline/runid={run_id}`"
         )
@@ -329,11 +329,13 @@ class Server:
             return str(answer.data.decode("utf-8", errors="replace"))
 
         try:
-            return self._trying(read)
+            log = self._trying(read)
         except _RefusedError as error:
             if error.status in (400, 404, 500):  # how it says that the pod is gone
                 return None
             raise
+        # Older servers say so after they have sent status 200.
+        return None if log.startswith('{"error_message":') else log
 
     def _get_run(self, run_id: str) -> Any:
         return self._trying(lambda: self._client.get_run(run_id), what=f"run {run_id}")

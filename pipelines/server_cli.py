@@ -43,7 +43,7 @@ def add(verb: typer.Typer) -> None:
     """Add the verbs."""
     at = "--host http://localhost:8888"
     for function, example in (
-        (submit, f"submit respect {at} --set models=[mobilenet_v2]"),
+        (submit, rf"submit respect {at} --set models=\[mobilenet_v2]"),
         (schedule, f'schedule respect {at} --cron "0 0 2 * * *"'),
         (runs, f"runs {at}"),
         (status, f"status RUN {at} --watch"),
@@ -68,10 +68,10 @@ def submit(
 ) -> None:
     """Upload a pipeline to a Kubeflow server and start a run."""
     from coralline.cli import output
-    from pipelines.arguments import read_arguments
+    from pipelines.arguments import read_arguments, within_reach
 
     with _package(name, experiment, check_images) as (package, pipeline):
-        arguments = read_arguments(name, settings)
+        arguments = within_reach(name, read_arguments(name, settings))
         _check_room(package, kube_context, namespace, service_account)
         run = _server(host, namespace, token_file, ca_file).submit(
             package, pipeline, arguments, experiment=experiment, service_account=service_account
@@ -104,7 +104,7 @@ def schedule(
     from datetime import UTC, datetime
 
     from coralline.cli import output
-    from pipelines.arguments import read_arguments
+    from pipelines.arguments import read_arguments, within_reach
     from pipelines.cron import parse_cron
 
     if off == bool(cron):
@@ -119,7 +119,7 @@ def schedule(
         return
     when = parse_cron(cron)
     with _package(name, experiment, check_images) as (package, pipeline):
-        arguments = read_arguments(name, settings)
+        arguments = within_reach(name, read_arguments(name, settings))
         _check_room(package, kube_context, namespace, service_account)
         made = _server(host, namespace, token_file, ca_file).schedule(
             package,

@@ -90,6 +90,8 @@ class Stub:
         headers: Of the latest.
         faults: By "METHOD path" (a suffix of the path): what to do instead, one after the other:
             a status to answer, `hang`, `page` (a login page), or `lost` (do it, but answer 504).
+        logs: By pod.
+        gone_status: Of the answer about the log of another pod; older servers say 200.
         errors: What the API does not describe; a test asserts that there are none.
     """
 
@@ -102,6 +104,7 @@ class Stub:
             kind: [] for kind in ("experiments", "pipelines", "versions", "runs", "recurringruns")
         }
         self.logs: dict[str, str] = {}
+        self.gone_status = 500
         self._specs: dict[str, Json] = {}
         self.released = threading.Event()
         stub = self
@@ -155,8 +158,8 @@ class Stub:
         if log and handler.command == "GET":
             if log[1] in self.logs:
                 return 200, "text/plain", self.logs[log[1]].encode()
-            gone = {"error_message": "pod not found"}
-            return 500, "application/json", json.dumps(gone).encode()
+            gone = b'{"error_message":"pod not found","error_details":"pod not found"}'
+            return self.gone_status, "application/json", gone
         try:
             operation, match = next(
                 (operation, match)

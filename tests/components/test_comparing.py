@@ -114,7 +114,7 @@ def test_runs_have_several_names(store: str) -> None:
     [
         (["nonsense", "latest"], r"no run of a pipeline is called 'nonsense'; .*the newest: "),
         (["2026110", "latest"], r"2026110 means 2 runs; give more of the id"),
-        (["latest~2", "latest"], "only 2 runs have finished"),
+        (["latest~2", "latest"], "runs that ended well: 2; name another by its id"),
         (["latest", "latest"], "the same run twice"),
         (["latest"], "give two runs or more"),
     ],

@@ -68,6 +68,12 @@ def test_a_step_that_fails_says_so_in_one_line(
     assert not (tmp_path / "cost.json").exists()
 
 
+def test_a_step_without_a_cost_says_so_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    with steps.step("sum-costs"):
+        pass
+    assert [line["coralline"] for line in lines(capsys.readouterr().err)] == ["started", "ended"]
+
+
 def test_costs_are_summed_by_step_and_know_what_was_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,3 +100,15 @@ def test_costs_are_summed_by_step_and_know_what_was_reused(
     assert found[0].seconds == pytest.approx(sum(one["seconds"] for one in written[:2]))
     with pytest.raises(UserError, match="schema"):
         steps.read_costs(files[0])
+
+
+def test_whole_numbers_are_written_as_such() -> None:
+    given = {
+        "count": "24.0",
+        "share": "0.05",
+        "seconds": "10.05",
+        "low": "-1.0",
+        "version": "1.0.1",
+    }
+    wanted = {**given, "count": "24", "low": "-1"}
+    assert steps.whole_numbers(given) == wanted

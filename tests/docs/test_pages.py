@@ -196,3 +196,9 @@ def headings(page: Path) -> set[str]:
     """The anchors of a page's headings."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def test_no_example_of_a_verb_is_taken_for_markup() -> None:
+    examples = [command.epilog or "" for _, command in hooks.verbs()]
+    assert not [example for example in examples if re.search(r"(?<!\\)\[", example)]
+    assert any("[" in example for example in examples)

@@ -93,9 +93,17 @@ def test_every_step_may_leave_its_failure_and_what_writes_to_mlflow_needs_it(
             }
         else:
             assert required == {}
-            assert _secrets(step, optional=True) == {
-                cluster.MLFLOW_SECRET: {"MLFLOW_TRACKING_URI", *ACCOUNT}
-            }
+            optional = _secrets(step, optional=True)
+            optional.pop(cluster.LAB_SECRET, None)
+            assert optional == {cluster.MLFLOW_SECRET: {"MLFLOW_TRACKING_URI", *ACCOUNT}}
+
+
+@pytest.mark.parametrize("golden", [GOLDEN, NIGHTLY])
+def test_every_step_says_what_it_does(golden: Path) -> None:
+    executors, _ = _documents(golden)
+    for name, executor in executors.items():
+        step = name.removeprefix("exec-")
+        assert f'with step("{step}"' in executor["container"]["command"][-1], name
 
 
 @pytest.mark.parametrize("golden", [GOLDEN, NIGHTLY])
@@ -114,20 +122,24 @@ def test_every_step_is_told_the_id_of_its_run() -> None:
         assert field["fieldPath"] == "metadata.labels['pipeline/runid']"
 
 
-def test_a_night_needs_the_lab_that_remembers_the_others() -> None:
-    _, kubernetes = _documents(NIGHTLY)
-    needing = {name for name, step in kubernetes.items() if cluster.LAB_SECRET in str(step)}
-    assert needing == {"exec-measure-night"}
-    [secret] = [
-        secret
-        for secret in kubernetes["exec-measure-night"]["secretAsEnv"]
-        if secret["secretName"] == cluster.LAB_SECRET
-    ]
-    assert not secret.get("optional")
-    assert secret["keyToEnv"] == [
-        {"envVar": "CORALLINE_LAB", "secretKey": "url"},
-        {"envVar": "CORALLINE_LAB_TOKEN", "secretKey": "token"},
-    ]
+@pytest.mark.parametrize(
+    ("golden", "needing", "using"),
+    [
+        (GOLDEN, set(), {"exec-build-model", "exec-dispatch"}),
+        (NIGHTLY, {"exec-measure-night"}, {"exec-build-model"}),
+    ],
+)
+def test_only_a_night_needs_the_lab_that_remembers_the_others(
+    golden: Path, needing: set[str], using: set[str]
+) -> None:
+    _, kubernetes = _documents(golden)
+    for optional, expected in ((False, needing), (True, using)):
+        found = {
+            name: secrets[cluster.LAB_SECRET]
+            for name, step in kubernetes.items()
+            if cluster.LAB_SECRET in (secrets := _secrets(step, optional=optional))
+        }
+        assert found == {key: {"CORALLINE_LAB", "CORALLINE_LAB_TOKEN"} for key in expected}
 
 
 def test_the_measuring_step_goes_where_the_environment_says(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_the_compiled_pipeline_runs_and_a_second_run_measures_anew(
         runs = store.execute("select count(*) from runs").fetchone()[0]
         tags = dict(store.execute("select key, value from tags").fetchall())
         metrics = dict(store.execute("select key, value from latest_metrics").fetchall())
+        parameters = dict(store.execute("select key, value from params").fetchall())
+    assert (parameters["graph_count"], parameters["repetitions"]) == ("24", "20")
     assert runs == 1 + 2 * len(rows)
     assert tags["execution"] == folder.name
     assert tags["policy_verdict"] == "kept back"

@@ -274,7 +274,9 @@ def test_a_run_is_followed_to_its_end(stub: Stub, monkeypatch: pytest.MonkeyPatc
     assert seen == ["PENDING", "RUNNING", "CANCELING", "CANCELED"]
 
 
-def test_a_failed_run_says_why(stub: Stub) -> None:
+@pytest.mark.parametrize("gone_status", [500, 200])
+def test_a_failed_run_says_why(stub: Stub, gone_status: int) -> None:
+    stub.gone_status = gone_status
     server = Server(Access(stub.host))
     run_id = _submit(server)["run_id"]
     _finish(stub, "FAILED")
@@ -309,6 +311,8 @@ def test_a_failed_run_whose_pods_say_nothing_names_the_step(stub: Stub) -> None:
     assert error.startswith("dispatch left no message: out of memory or time")
     assert f"kubectl describe pod -l pipeline/runid={run_id}" in error
     assert list(server.logs(run_id)) == []
+    stub.faults["/log"] = [403]
+    assert server.run(run_id)["error"] == error
     details = stub.kept["runs"][0]["run_details"]
     details["task_details"] = [_node(WORKFLOW, "FAILED", 1, 1), _node("plan-driver", "FAILED", 1)]
     assert server.run(run_id)["error"].startswith("plan could not be started; look at")
@@ -419,6 +423,15 @@ def test_the_verbs(
     parameters = stub.kept["runs"][0]["runtime_config"]["parameters"]
     assert parameters["stages"] == [2]
     assert len(parameters["code_version"]) == 12
+    monkeypatch.delenv("CORALLINE_LAB", raising=False)
+    for unreachable, said in (
+        ("models=[net.tflite]", "net.tflite: no such file"),
+        ("models=[resnet]", "'resnet' is not in the zoo"),
+        ("inventory=lab.yaml", "--set inventory: no pod can read it"),
+    ):
+        assert _main(monkeypatch, "submit", "respect", "--set", unreachable) == 2
+        assert said in capsys.readouterr().err
+    assert len(stub.kept["runs"]) == 1
     scheduled = told("schedule", "respect", "--cron", CRON)
     assert scheduled["change"] == "created"
     assert "T02:00:00" in scheduled["next_utc"]

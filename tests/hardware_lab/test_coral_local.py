@@ -89,6 +89,7 @@ def test_a_check_that_hangs_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     hangs = tmp_path / "payload.py"
     hangs.write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setattr(coral_local, "PAYLOAD", hangs)
+    monkeypatch.setattr(coral_local, "END_S", 0.1)
     with pytest.raises(DeviceError, match="nobody waits for it") as caught:
         CoralLocal("tpus").check(lambda: True)
     assert caught.value.retryable

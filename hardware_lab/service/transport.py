@@ -76,6 +76,7 @@ class Http:
 
         Args:
             again: Whether the request, when its answer got lost, can be made again.
+            timeout: Longer for what the service is longer at.
 
         Raises:
             UserError: The request is to blame.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 from coralline.errors import UserError
@@ -17,9 +18,11 @@ def read_arguments(name: str, settings: list[str]) -> dict[str, Any]:
         settings: NAME=VALUE each; VALUE is YAML.
 
     Raises:
-        UserError: An argument is malformed, unknown, of the wrong type, or missing.
+        UserError: An argument is malformed, unknown, of the wrong type, or missing, or names a
+            device, planner or inventory that is not there.
     """
     from components.source import code_version
+    from pipelines.registry import NAMES
 
     pipeline = _load(name)
     inputs = pipeline.component_spec.inputs or {}
@@ -35,6 +38,8 @@ def read_arguments(name: str, settings: list[str]) -> dict[str, Any]:
     missing = [k for k, spec in inputs.items() if not spec.optional and k not in given]
     if missing:
         raise UserError(f"pipeline {name} needs --set {missing[0]}=VALUE; it has no default")
+    if name in NAMES:
+        _check_words(given)
     return given
 
 
@@ -49,16 +54,34 @@ def within_reach(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         DeviceError: The lab's service does not answer.
     """
     from components.model_source import hand_over
+    from coralline.devices.model import device_names
     from pipelines.registry import NAMES
 
     if name not in NAMES:
         return dict(arguments)
     if arguments.get("inventory"):
         raise UserError("--set inventory: no pod can read it; a runner of the lab has its own")
+    if arguments.get("device", device_names()[0]) not in device_names():
+        raise UserError(f"--set device: no pod can read it; choose {', '.join(device_names())}")
     if "models" not in arguments:
         return dict(arguments)
     service = os.environ.get("CORALLINE_LAB", "")
     return {**arguments, "models": hand_over(arguments["models"], service)}
+
+
+def _check_words(arguments: Mapping[str, Any]) -> None:
+    """What each of our pipelines would find out only in the step that uses it."""
+    from coralline.devices.model import load_device
+    from coralline.staging import check_planner
+
+    for planner in [*arguments.get("planners", ()), *filter(None, [arguments.get("planner")])]:
+        check_planner(planner)
+    if "device" in arguments:
+        load_device(arguments["device"])
+    if arguments.get("inventory"):
+        from hardware_lab.inventory import load_inventory
+
+        load_inventory(Path(arguments["inventory"]))
 
 
 def _parsed(setting: str) -> tuple[str, Any]:
@@ -78,8 +101,6 @@ def _load(name: str) -> Any:
         from pipelines.registry import load_pipeline
 
         return load_pipeline(name)
-    from pathlib import Path
-
     from kfp import components
 
     if not Path(name).is_file():
@@ -107,7 +128,8 @@ def _typed(key: str, value: Any, wanted: str, items: type | None) -> Any:
     if (parameter, given) == (double, whole):
         return float(value)
     if parameter != given:
-        raise UserError(f"--set {key}: {value!r} is not of type {wanted}")
+        listed = f"; write {key}=[{value}]" if items is type(value) else ""
+        raise UserError(f"--set {key}: {value!r} is not of type {wanted}{listed}")
     if isinstance(value, list) and items is not None:
         for item in value:
             if type(item) is not items and (items, type(item)) != (float, int):

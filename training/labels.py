@@ -18,7 +18,7 @@ from coralline.files import make_folder
 from coralline.graph.compute_graph import ComputeGraph
 from coralline.graph.graph_set import count_graphs, read_graph_set
 from coralline.staging import Effort, Plan, StagingProblem, make_plan
-from coralline.staging.problem import Objective, planner_names
+from coralline.staging.problem import Objective, check_planner
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ def solve_problems(
     on_label: Callable[[int, int], None] | None = None,
 ) -> None:
     """Solve problems of any kind into one file; arguments and errors as in `solve_labels`."""
-    if planner not in planner_names():
-        raise UserError(f"planner {planner!r} is not known; choose {', '.join(planner_names())}")
+    check_planner(planner)
     make_folder(path.parent)
     part = path.with_suffix(".part")
     done = _finished(path if path.exists() else part, problems, planner)

@@ -539,6 +539,18 @@ def planner_names() -> tuple[str, ...]:
     return tuple(sorted(_PLANNERS))
 
 
+def check_planner(name: str) -> None:
+    """Refuse a name that is no planner's.
+
+    Raises:
+        UserError: It is not.
+    """
+    if name not in _PLANNERS:
+        raise UserError(
+            f"planner {name!r} is not known; choose one of {', '.join(planner_names())}"
+        )
+
+
 def make_plan(problem: StagingProblem, planner: str, effort: Effort | None = None) -> Plan:
     """Run a planner by name; check, evaluate and bound what it returns.
 
@@ -546,10 +558,7 @@ def make_plan(problem: StagingProblem, planner: str, effort: Effort | None = Non
         UserError: No planner has that name.
         PlanError: No plan satisfies the problem, or the planner returned an infeasible one.
     """
-    if planner not in _PLANNERS:
-        raise UserError(
-            f"planner {planner!r} is not known; choose one of {', '.join(planner_names())}"
-        )
+    check_planner(planner)
     version, function, load = _PLANNERS[planner]
     _refuse_hopeless(problem)
     solved, groups = reduce_problem(problem)

@@ -424,10 +424,16 @@ def test_the_verbs(
     assert parameters["stages"] == [2]
     assert len(parameters["code_version"]) == 12
     monkeypatch.delenv("CORALLINE_LAB", raising=False)
+    from coralline.devices import model
+    from hardware_lab import inventory as lab
+
+    inventory = next(Path(lab.__file__).parent.glob("data/*.yaml"))
+    device = next(Path(model.__file__).parent.glob("data/*.yaml"))
     for unreachable, said in (
         ("models=[net.tflite]", "net.tflite: no such file"),
         ("models=[resnet]", "'resnet' is not in the zoo"),
-        ("inventory=lab.yaml", "--set inventory: no pod can read it"),
+        (f"inventory={inventory}", "--set inventory: no pod can read it"),
+        (f"device={device}", "--set device: no pod can read it; choose"),
     ):
         assert _main(monkeypatch, "submit", "respect", "--set", unreachable) == 2
         assert said in capsys.readouterr().err
@@ -469,7 +475,14 @@ def test_the_verbs(
     ("words", "message"),
     [
         (("submit", "respect", "--set", "stagse=[2]"), "no argument 'stagse'"),
-        (("submit", "respect", "--set", "stages=2"), "2 is not of type"),
+        (
+            ("submit", "respect", "--set", "stages=2"),
+            "2 is not of type List[Integer]; write stages=[2]",
+        ),
+        (("submit", "respect", "--set", "planners=[magic]"), "planner 'magic' is not known"),
+        (("submit", "nightly", "--set", "planner=magic"), "planner 'magic' is not known"),
+        (("submit", "respect", "--set", "device=magic"), "device 'magic' is not known"),
+        (("submit", "respect", "--set", "inventory=nowhere.yaml"), "nowhere.yaml"),
         (("submit", "respect", "--set", "stages=[two]"), "'two' in the list is not of type int"),
         (("submit", "respect", "--set", "seed"), "write NAME=VALUE"),
         (("submit", "respekt"), "choose one of respect"),

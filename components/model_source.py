@@ -90,5 +90,5 @@ def _download(ref: str, out: Path) -> None:
 
     artifacts = open_lab().artifacts
     download(artifacts, ref, out)
-    # A schedule needs it again, long after it was put.
-    artifacts.renew(ref, out.stat().st_size)
+    # A schedule needs it again: what counts as put today is not pruned for long.
+    artifacts.put(out)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -31,9 +32,12 @@ def test_a_pod_gets_the_model_that_was_handed_over(
     assert re.fullmatch(r"my-net\.tflite@sha256:[0-9a-f]{64}", reference)
     assert hand_over([reference], "") == [reference]
     mine.unlink()
+    [kept] = (tmp_path / "lab" / "artifacts").rglob(reference.split(":")[1])
+    os.utime(kept, (0, 0))
     monkeypatch.setenv("CORALLINE_LAB", service)
     get_model(reference, tmp_path / "pod")
     assert (tmp_path / "pod" / "my-net.tflite").read_bytes() == MODEL.read_bytes()
+    assert kept.stat().st_mtime > 0  # what is in use is not pruned
 
 
 def test_a_model_that_the_lab_has_not_is_named(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from coralline.devices.model import load_device
 from coralline.errors import UserError
@@ -13,6 +14,7 @@ from coralline.runtime.measurement import Measurement
 from coralline.runtime.pipeline import QUEUE_DEPTH, open_segments
 from coralline.runtime.simulate import simulate_pipeline, simulated_energy_mj
 from coralline.staging import Plan, evaluate
+from coralline.tflite.edgetpu import unmapped_operators
 from hardware_lab.boards import Task, here
 
 
@@ -49,7 +51,8 @@ class SimulatedEdgeTpu:
         device = load_device(self.device)
         segments = open_segments(task.path)
         plan = Plan.from_json(segments.plan)
-        graph = read_graph(segments.folder / segments.model_file)
+        model = segments.folder / segments.model_file
+        graph = read_graph(model)
         costs = evaluate(plan.problem(graph, device), plan.stage)
         run = simulate_pipeline(costs, device, repetitions=task.repetitions, warmup=task.warmup)
         if on_progress is not None:
@@ -61,7 +64,7 @@ class SimulatedEdgeTpu:
             board=self.name,
             board_kind=self.kind,
             simulated=True,
-            processor=f"simulated {device.name}",
+            processor=_processor(device.name, model, plan),
             meter=None,
             started_at=started_at,
             energy_mj_per_inference=simulated_energy_mj(costs, device, run),
@@ -72,3 +75,10 @@ class SimulatedEdgeTpu:
                 "queue_depth": QUEUE_DEPTH,
             },
         )
+
+
+def _processor(device: str, model: Path, plan: Plan) -> str:
+    left = {operator.node for operator in unmapped_operators(model)} - set(plan.host_operators)
+    if not left:
+        return f"simulated {device}"
+    return f"simulated {device}, as if it could run the {len(left)} operators that it cannot"

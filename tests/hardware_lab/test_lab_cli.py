@@ -46,6 +46,15 @@ def test_bench_says_simulated_wherever_it_is(call: Verb) -> None:
             assert "simulated" in line
 
 
+def test_a_simulation_says_what_the_device_could_not_run(call: Verb) -> None:
+    able, unable = (
+        call("bench", str(model), "--board", "edgetpu-usb-sim", "-n", "20", "--json")
+        for model in (INT8, INT8.with_name("small_float.tflite"))
+    )
+    assert json.loads(able)["processor"] == "simulated edgetpu-usb"
+    assert "operators that it cannot" in json.loads(unable)["processor"]
+
+
 def test_bench_against(call: Verb, tmp_path: Path) -> None:
     out = tmp_path / "c.json"
     pcie = ("--board", "edgetpu-usb-sim", "-n", "20", "--against", str(INT8))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from components.steps import current_step, say
-from coralline.errors import CorallineError, UserError, parse_json, read_text
+from coralline.errors import CorallineError, DeviceError, UserError, parse_json, read_text
 from coralline.files import write_text
 
 _FILE = "missing.json"
@@ -49,6 +49,8 @@ class _PassedError(UserError):
 def noted(out: Path, model: str) -> Iterator[None]:
     """Leave an error of the block that was raised on purpose in `out`, in the place of raising it.
 
+    But not one that may be gone at the next try: KFP would take the reason from its cache then.
+
     Args:
         out: Folder that the step writes.
         model: As the pipeline was given it; empty to raise.
@@ -56,7 +58,7 @@ def noted(out: Path, model: str) -> Iterator[None]:
     try:
         yield
     except CorallineError as error:
-        if not model:
+        if not model or (isinstance(error, DeviceError) and error.retryable):
             raise
         if isinstance(error, _PassedError):
             reason = error.reason

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from coralline.errors import UserError
+from coralline.errors import DeviceError, UserError
 from coralline.files import make_folder
 
 _REFERENCE = re.compile(r"(?P<file>[^/@]+\.tflite)@(?P<ref>sha256:[0-9a-f]{64})")
@@ -22,7 +22,7 @@ def get_model(name: str, folder: Path) -> None:
 
     Raises:
         UserError: There is no such model.
-        DeviceError: The lab does not answer.
+        DeviceError: The lab does not answer, or has the model no more.
     """
     make_folder(folder)
     reference = _REFERENCE.fullmatch(name)
@@ -85,10 +85,14 @@ def _upload(file: Path, where: str) -> str:
 
 
 def _download(ref: str, out: Path) -> None:
+    from hardware_lab.artifacts import MissingError
     from hardware_lab.artifacts.download import download
     from hardware_lab.lab import open_lab
 
     artifacts = open_lab().artifacts
-    download(artifacts, ref, out)
-    # A schedule needs it again: what counts as put today is not pruned for long.
+    try:
+        download(artifacts, ref, out)
+    except MissingError as error:
+        raise DeviceError(f"{error}; submit the file again", retryable=True) from None
+    # Who submits it again, by this name, needs it: what counts as put today is not pruned for long.
     artifacts.put(out)

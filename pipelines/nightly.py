@@ -52,10 +52,7 @@ def nightly(
     """
     parameters = {"planner": planner, "device": device, "repetitions": repetitions, "seed": seed}
     with dsl.ParallelFor(models) as model_name:
-        # Looked for anew: what was missing last night may be there.
-        model = build_model(
-            name=model_name, code_version=code_version, missing_as=model_name
-        ).set_caching_options(False)
+        model = build_model(name=model_name, code_version=code_version, missing_as=model_name)
         needs(with_lab(may_retry(model), required=False), cpu="2", memory="4Gi", minutes=60)
         planned = plan_and_partition(
             model=model.outputs["model"],

@@ -38,6 +38,12 @@ def test_errors_are_raised_where_nobody_asked_for_reasons(tmp_path: Path) -> Non
     assert read_missing(tmp_path) is None
 
 
+def test_what_may_be_gone_at_the_next_try_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="away"), noted(tmp_path, "m"):
+        raise DeviceError("the lab is away", retryable=True)
+    assert read_missing(tmp_path) is None
+
+
 def test_faults_of_the_program_are_raised_always(tmp_path: Path) -> None:
     with pytest.raises(KeyError), noted(tmp_path, "m"):
         raise KeyError("surprise")

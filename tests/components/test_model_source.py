@@ -10,7 +10,7 @@ import pytest
 from service_server import serving
 
 from components.model_source import get_model, hand_over
-from coralline.errors import UserError
+from coralline.errors import DeviceError, UserError
 from hardware_lab.store import Store
 
 MODEL = Path(__file__).parents[1] / "data" / "small_int8.tflite"
@@ -44,7 +44,7 @@ def test_a_model_that_the_lab_has_not_is_named(
     service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORALLINE_LAB", service)
-    with pytest.raises(UserError, match=f"sha256:{'0' * 64} is not in"):
+    with pytest.raises(DeviceError, match=f"sha256:{'0' * 64} is not in .*submit the file again"):
         get_model(f"net.tflite@sha256:{'0' * 64}", tmp_path / "pod")
 
 

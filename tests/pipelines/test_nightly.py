@@ -159,7 +159,7 @@ def test_a_slower_night_ends_red_and_says_since_when(
 
     # A person says that this is how it is now.
     assert coralline(monkeypatch, "lab", "accept", "small_int8/2/sim", "--why", "safer") == 0
-    model, *_ = home.glob("runs/*/steps/*/*/compile-segments/compiled")
+    [model] = home.glob("runs/*/steps/*/*/compile-segments/compiled")
     table = home / "third.json"
     measure_night(
         [model], ["sim"], 40, str(inventory), "nightly", "n", "", home / "m", table, lambda *_: None

@@ -9,6 +9,9 @@ from itertools import groupby
 from coralline.runtime.measurement import Measurement
 from coralline.staging.problem import Plan
 
+MOST = 40
+"""Lines of fastest plans; MLflow cuts a description off at 8,000 characters."""
+
 _FAILED = "**Failed"
 _MARKUP = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_[]<>|#"})
 
@@ -24,7 +27,8 @@ def describe(pairs: Sequence[tuple[Plan, Measurement | None]], findings: Sequenc
     best = list(_fastest(pairs))
     if best:
         # MLflow shows tables without any space between their columns.
-        parts.append("\n".join(["Fastest plans:\n", *best]))
+        more = [f"- and {len(best) - MOST} more: see the child runs"] if len(best) > MOST else []
+        parts.append("\n".join(["Fastest plans:\n", *best[:MOST], *more]))
     return "\n\n".join(parts)
 
 

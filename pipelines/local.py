@@ -77,6 +77,8 @@ def run_pipeline(
         UserError: A step found its input wrong, or an argument is not known.
         DeviceError: A step failed otherwise; the message names the log.
     """
+    from components.tracking import tracking_uri
+
     # Runs of several machines may meet in one MLflow server.
     execution = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}"
     folder = make_folder(home_folder() / "runs" / execution)
@@ -89,8 +91,6 @@ def run_pipeline(
         "cache": str(_cache_folder(arguments)) if reuse else None,
         "outcome": str(folder / _OUTCOME),
     }
-    from components.tracking import tracking_uri
-
     environment = os.environ | {
         "CORALLINE_HOME": str(home_folder()),
         EXECUTION: execution,

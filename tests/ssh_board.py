@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from processes import processes
 from sshd_server import Server
 
 from hardware_lab.boards.ssh import Ssh
@@ -27,15 +28,8 @@ def board_on(server: Server, tmp_path: Path, **options: Any) -> Ssh:
 
 def remote(board: Ssh) -> list[psutil.Process]:
     """The payload's processes on the board: supervisor and worker."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if len(line) > 2 and line[1].startswith(f"{board.folder}/files/"):
-            found.append(process)
-    return found
+    files = f"{board.folder}/files/"
+    return processes(lambda line: len(line) > 2 and line[1].startswith(files))
 
 
 def is_clean(board: Ssh) -> bool:

@@ -132,7 +132,7 @@ def _warn_of_unmapped(model: Path, plan: Plan) -> None:
         return
     if not is_tflite(model):
         return
-    left = {operator.node for operator in unmapped_operators(model)} - set(plan.host_operators)
+    left = unmapped_operators(model, plan.host_operators)
     if left:
         typer.echo(
             f"an Edge TPU cannot run {len(left)} of the {len(plan.stage)} operators, and the times "

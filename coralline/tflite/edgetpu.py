@@ -7,7 +7,7 @@ their limits are in data/edgetpu_operators.yaml.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -42,8 +42,11 @@ class Unmapped:
     reason: str
 
 
-def unmapped_operators(path: Path) -> tuple[Unmapped, ...]:
+def unmapped_operators(path: Path, host: Collection[int] = ()) -> tuple[Unmapped, ...]:
     """Operators of a .tflite model that break a documented rule of the Edge TPU.
+
+    Args:
+        host: Numbers of operators that are left to the host, and so left out here.
 
     Raises:
         UserError: The file cannot be read; see `open_tflite`.
@@ -54,7 +57,7 @@ def unmapped_operators(path: Path) -> tuple[Unmapped, ...]:
     return tuple(
         Unmapped(i, file.tensors[operator.outputs[0]].name, operator.op, reason)
         for i, (operator, reason) in enumerate(zip(file.operators, reasons, strict=True))
-        if reason is not None
+        if reason is not None and i not in host
     )
 
 

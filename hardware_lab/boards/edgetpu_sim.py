@@ -78,7 +78,7 @@ class SimulatedEdgeTpu:
 
 
 def _processor(device: str, model: Path, plan: Plan) -> str:
-    left = {operator.node for operator in unmapped_operators(model)} - set(plan.host_operators)
+    left = unmapped_operators(model, plan.host_operators)
     if not left:
         return f"simulated {device}"
     return f"simulated {device}, as if it could run the {len(left)} operators that it cannot"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from builders import chain, measure, measure_on_host, plan_of
 
-from components.summary import describe, describe_failure
+from components.summary import MOST, describe, describe_failure
 
 
 def test_the_fastest_plan_of_each_board_is_named() -> None:
@@ -31,6 +31,13 @@ def test_the_fastest_plan_of_each_board_is_named() -> None:
     assert simulated.endswith(", simulated")
     assert on_host.startswith(f"{net} host:** uniform: ")
     assert "simulated" not in on_host
+
+
+def test_what_mlflow_would_cut_off_is_counted() -> None:
+    plans = [plan_of(chain(f"net_{i:02}", 9), "topo-dp") for i in range(MOST + 3)]
+    *_, last, rest = describe([(plan, measure(plan)) for plan in plans], []).splitlines()
+    assert f"net\\_{MOST - 1}" in last
+    assert rest == "- and 3 more: see the child runs"
 
 
 def test_without_measurements_nothing_is_fastest() -> None:

@@ -13,9 +13,35 @@ import adbutils
 import pytest
 from adb_device import AdbDevice
 from service_server import serving
+from sshd_server import Server
 
 from benchmarks.postgresql_server import PostgresqlServer
+from coralline.devices.model import load_device
+from coralline.graph import read_graph
+from coralline.staging import StagingProblem, make_plan
+from coralline.tflite.split import split_model
 from hardware_lab.store import Store
+
+INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in two stages."""
+    problem = StagingProblem(read_graph(INT8), 2, load_device("edgetpu-usb"))
+    out = tmp_path_factory.mktemp("split") / "segments"
+    return split_model(INT8, make_plan(problem, "uniform"), out).folder
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """An SSH server of the test's own."""
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    made = Server(folder)
+    made.start()
+    yield made
+    made.kill()
 
 
 @pytest.fixture(scope="session")

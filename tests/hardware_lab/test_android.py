@@ -18,15 +18,12 @@ import psutil
 import pytest
 from adb_device import AdbDevice
 from benchmark_program import FAULTS
+from processes import processes
 from waiting import wait_for
 
-from coralline.devices.model import load_device
 from coralline.errors import DeviceError, UserError
-from coralline.graph import read_graph
 from coralline.runtime.measurement import Measurement
-from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
-from coralline.tflite.split import split_model
 from hardware_lab.boards import Task, benchmark_output
 from hardware_lab.boards import phone as phone_module
 from hardware_lab.boards.adb import Adb
@@ -63,13 +60,6 @@ def board_on(phone: AdbDevice, tmp_path: Path) -> Android:
     )
 
 
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    problem = StagingProblem(read_graph(INT8), 2, load_device("edgetpu-usb"))
-    out = tmp_path_factory.mktemp("split") / "segments"
-    return split_model(INT8, make_plan(problem, "uniform"), out).folder
-
-
 def task(path: Path = INT8, repetitions: int = 30) -> Task:
     return Task("0123456789abcdef", path, repetitions, warmup=3)
 
@@ -80,15 +70,8 @@ def fault(phone: AdbDevice, name: str) -> None:
 
 def running(board: Android) -> list[psutil.Process]:
     """The benchmark program's processes on the phone."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if any(word.startswith(f"--graph={board.folder}/") for word in line):
-            found.append(process)
-    return found
+    graph = f"--graph={board.folder}/"
+    return processes(lambda line: any(word.startswith(graph) for word in line))
 
 
 def is_clean(board: Android) -> bool:

@@ -53,13 +53,9 @@ from sshd_server import Server, needs_sshd
 from waiting import wait_for
 
 from benchmarks.postgresql_server import PostgresqlServer
-from coralline.devices.model import load_device
 from coralline.errors import UserError
-from coralline.graph import read_graph
 from coralline.runtime.child import Stop, never
-from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
-from coralline.tflite.split import split_model
 from hardware_lab import checks, database
 from hardware_lab import runner as runner_module
 from hardware_lab.boards import ssh
@@ -257,23 +253,6 @@ def test_the_labs_clock_jumps_while_boards_rest(
 
 
 # ------------------------------------------------------------------ a real board
-
-
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    problem = StagingProblem(read_graph(INT8), 2, load_device("edgetpu-usb"))
-    out = tmp_path_factory.mktemp("split") / "segments"
-    return split_model(INT8, make_plan(problem, "uniform"), out).folder
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    folder = tmp_path / "sshd"
-    folder.mkdir()
-    made = Server(folder)
-    made.start()
-    yield made
-    made.kill()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import processes
 
 from coralline.errors import DeviceError, UserError
 from hardware_lab import power as power_module
@@ -153,14 +154,7 @@ def test_a_board_is_never_left_off(tmp_path: Path) -> None:
 
 
 def processes_with(word: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if word in process.cmdline():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    return processes(lambda line: word in line)
 
 
 def all_end(word: str) -> None:

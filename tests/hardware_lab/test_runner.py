@@ -15,11 +15,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from coralline.devices.model import load_device
 from coralline.errors import DeviceError, UserError
-from coralline.graph import read_graph
-from coralline.staging import StagingProblem, make_plan
-from coralline.tflite.split import split_model
 from hardware_lab.artifacts.bundle import ref_of_model
 from hardware_lab.boards import Task
 from hardware_lab.compare import Comparison
@@ -31,13 +27,6 @@ from hardware_lab.store import Store
 INT8 = Path(__file__).parents[1] / "data" / "small_int8.tflite"
 SIM = "edgetpu-usb-sim"
 INVENTORY = load_inventory()
-
-
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    problem = StagingProblem(read_graph(INT8), 2, load_device("edgetpu-usb"))
-    out = tmp_path_factory.mktemp("split") / "segments"
-    return split_model(INT8, make_plan(problem, "uniform"), out).folder
 
 
 @pytest.fixture

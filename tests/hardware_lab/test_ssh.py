@@ -25,15 +25,11 @@ from ssh_board import board_on, is_clean, remote
 from sshd_server import Server, make_key, needs_sshd
 from waiting import wait_for
 
-from coralline.devices.model import load_device
 from coralline.errors import DeviceError, UserError
-from coralline.graph import read_graph
 from coralline.runtime import pipeline
 from coralline.runtime.interpreter import Model
 from coralline.runtime.measurement import Measurement
-from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
-from coralline.tflite.split import split_model
 from hardware_lab import checks
 from hardware_lab.boards import Task, payload, ssh
 from hardware_lab.boards.ssh import PAYLOAD, Ssh
@@ -73,13 +69,6 @@ def board(server: Server, tmp_path: Path) -> Iterator[Ssh]:
     made = board_on(server, tmp_path)
     yield made
     wait_for(lambda: not remote(made))
-
-
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    problem = StagingProblem(read_graph(INT8), 2, load_device("edgetpu-usb"))
-    out = tmp_path_factory.mktemp("split") / "segments"
-    return split_model(INT8, make_plan(problem, "uniform"), out).folder
 
 
 def task(path: Path, repetitions: int = 30) -> Task:

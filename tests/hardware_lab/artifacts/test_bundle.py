@@ -14,22 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coralline.devices.model import load_device
 from coralline.errors import UserError
-from coralline.graph import read_graph
-from coralline.staging import StagingProblem, make_plan
 from coralline.tflite.segments import SegmentSet
-from coralline.tflite.split import split_model
 from hardware_lab.artifacts.bundle import is_archive, packed, ref_of_model, unpack
 
 INT8 = Path(__file__).parents[2] / "data" / "small_int8.tflite"
-
-
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    problem = StagingProblem(read_graph(INT8), 2, load_device("edgetpu-usb"))
-    out = tmp_path_factory.mktemp("split") / "segments"
-    return split_model(INT8, make_plan(problem, "uniform"), out).folder
 
 
 @pytest.fixture(scope="module")

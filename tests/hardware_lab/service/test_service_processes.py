@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -20,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from processes import processes
 from service_server import CORALLINE, ServiceProcess
 from sshd_server import Server, needs_sshd
 from waiting import wait_for
@@ -65,16 +65,6 @@ class RunnerProcess:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    folder = tmp_path / "sshd"
-    folder.mkdir()
-    made = Server(folder)
-    made.start()
-    yield made
-    made.kill()
-
-
-@pytest.fixture
 def inventory(server: Server, tmp_path: Path) -> Path:
     path = tmp_path / "lab.yaml"
     path.write_text(
@@ -89,15 +79,8 @@ def inventory(server: Server, tmp_path: Path) -> Path:
 
 def on_the_board(folder: Path) -> list[psutil.Process]:
     """The processes of the payload, the first first."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if len(line) > 2 and line[1].startswith(f"{folder / 'board'}/files/"):
-            found.append(process)
-    return sorted(found, key=lambda process: process.create_time())
+    files = f"{folder / 'board'}/files/"
+    return processes(lambda line: len(line) > 2 and line[1].startswith(files))
 
 
 @needs_sshd
